@@ -1,0 +1,58 @@
+//! The decision: what was answered about one customer, by which versions. How it is written to JSON is in `http::wire`.
+
+use std::sync::Arc;
+
+use super::id::DecisionId;
+use super::policy::{Policy, Tier};
+use super::score::Score;
+
+/// The role of the model that answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Arm {
+    /// The model that answers customers.
+    Champion,
+    /// The model under trial.
+    Challenger,
+}
+
+/// The name and the version of a model.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ModelId {
+    /// Its name, such as `telco-churn`.
+    pub name: String,
+    /// Its version, such as `1.0.0`.
+    pub version: String,
+}
+
+impl std::fmt::Display for ModelId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}", self.name, self.version)
+    }
+}
+
+/// One decision on one customer.
+#[derive(Debug, Clone)]
+pub struct Decision {
+    /// Its id, unique and sorted by time.
+    pub id: DecisionId,
+    /// When it was made, milliseconds since 1970, UTC.
+    pub decided_at_ms: u64,
+    /// The churn probability.
+    pub score: Score,
+    /// The model that gave it.
+    pub model: Arc<ModelId>,
+    /// The role of that model.
+    pub arm: Arm,
+    /// The policy that turned it into a tier.
+    pub policy: Arc<Policy>,
+    /// The place of the tier in `policy.tiers()`.
+    pub tier: usize,
+}
+
+impl Decision {
+    /// The tier, with its intervention.
+    pub fn tier(&self) -> &Tier {
+        &self.policy.tiers()[self.tier]
+    }
+}

@@ -1,0 +1,176 @@
+//! The feature dictionary as a card writes it, and its laws. How a record becomes a vector by it is in `schema`.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// The most features that one model may have.
+pub const FEATURES_MAX: usize = 1_024;
+/// The most columns that one model's input may have.
+pub const COLUMNS_MAX: usize = 4_096;
+/// The most categories of one feature.
+pub const CATEGORIES_MAX: usize = 1_024;
+
+/// One entry of the feature dictionary: a value as the caller sends it, and what it means.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Feature {
+    /// The name, as the data writes it; 1 to 64 characters.
+    pub name: String,
+    /// What its values are.
+    #[serde(rename = "type")]
+    pub kind: Kind,
+    /// The system and table that the value comes from.
+    pub source: String,
+    /// The team that answers for it.
+    pub owner: String,
+    /// What it means, for people.
+    pub description: String,
+    /// Its unit of measure.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unit: Option<String>,
+    /// Numbers only: the values allowed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub range: Option<Range>,
+    /// Categories only: each value and the columns that it becomes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub categories: Option<BTreeMap<String, Vec<f32>>>,
+    /// Categories only: what a value outside `categories` means.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unknown: Option<Unknown>,
+    /// What an absent or null value means.
+    pub missing: Missing,
+    /// The age in hours from which the value counts as stale.
+    pub freshness_hours: u32,
+}
+
+/// The type of a feature's values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// A finite number.
+    Number,
+    /// A whole number.
+    Integer,
+    /// One of the listed strings.
+    Category,
+}
+
+/// The numbers allowed, both ends included.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Range {
+    /// The least.
+    pub min: f64,
+    /// The greatest.
+    pub max: f64,
+}
+
+/// What a value outside the categories means.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Unknown {
+    /// The request is refused.
+    Refuse,
+    /// It counts as this category.
+    As(String),
+}
+
+/// What an absent or null value means.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Missing {
+    /// The request is refused.
+    Refuse,
+    /// The model gets a NaN, as it did in training.
+    Nan,
+    /// It counts as this value.
+    Default(Scalar),
+}
+
+/// A default value: a number or a category.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Scalar {
+    /// For `number` and `integer`.
+    Number(f64),
+    /// For `category`.
+    Text(String),
+}
+
+impl Feature {
+    /// How many columns of the model's input it fills. 0 for a category without categories, which breaks the laws.
+    pub fn width(&self) -> usize {
+        match (&self.kind, &self.categories) {
+            (Kind::Category, Some(categories)) => categories.values().next().map_or(0, Vec::len),
+            (Kind::Category, None) => 0,
+            (Kind::Number | Kind::Integer, _) => 1,
+        }
+    }
+
+    /// Whether `number` is a legal value of this numeric feature.
+    pub fn allows_number(&self, number: f64) -> bool {
+        self.range.is_some_and(|range| (range.min..=range.max).contains(&number))
+            && (self.kind != Kind::Integer || number.fract() == 0.0)
+    }
+
+    /// Every law of the dictionary that this entry breaks, as sentences that begin with its name.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        let name = &self.name;
+        let mut broken = |text: String| problems.push(format!("feature \"{name}\": {text}"));
+        if name.is_empty() || name.chars().count() > 64 || name.chars().any(char::is_control) {
+            broken("a name has 1 to 64 characters, none of them a control character".to_owned());
+        }
+        match self.kind {
+            Kind::Number | Kind::Integer => {
+                match self.range {
+                    None => broken("a number needs a `range`".to_owned()),
+                    // A float32 holds these exactly enough to be compared with what training saw.
+                    Some(Range { min, max }) if !(min < max && min.abs() <= 1e15 && max.abs() <= 1e15) => {
+                        broken("`range` needs min < max, both within -1e15 and 1e15".to_owned());
+                    }
+                    Some(_) => {}
+                }
+                if self.categories.is_some() || self.unknown.is_some() {
+                    broken("`categories` and `unknown` are for categories only".to_owned());
+                }
+                match &self.missing {
+                    Missing::Default(Scalar::Number(value)) if self.allows_number(*value) => {}
+                    Missing::Default(_) => broken("`missing.default` is not a legal value of this feature".to_owned()),
+                    Missing::Refuse | Missing::Nan => {}
+                }
+            }
+            Kind::Category => {
+                let empty = BTreeMap::new();
+                let categories = self.categories.as_ref().unwrap_or(&empty);
+                let width = self.width();
+                if categories.is_empty() || categories.len() > CATEGORIES_MAX {
+                    broken(format!("a category needs 1 to {CATEGORIES_MAX} `categories`"));
+                } else if width == 0 || categories.values().any(|columns| columns.len() != width) {
+                    broken("every category becomes the same number of columns, at least one".to_owned());
+                }
+                if categories.values().flatten().any(|column| !column.is_finite()) {
+                    broken("a column value is not finite".to_owned());
+                }
+                if self.range.is_some() {
+                    broken("`range` is for numbers only".to_owned());
+                }
+                match &self.unknown {
+                    None => broken("a category needs `unknown`: \"refuse\" or {\"as\": …}".to_owned()),
+                    Some(Unknown::As(category)) if !categories.contains_key(category) => {
+                        broken("`unknown.as` is none of the categories".to_owned());
+                    }
+                    Some(_) => {}
+                }
+                match &self.missing {
+                    Missing::Nan => broken("`missing`: \"nan\" is for numbers only".to_owned()),
+                    Missing::Default(Scalar::Text(value)) if categories.contains_key(value) => {}
+                    Missing::Default(_) => broken("`missing.default` is none of the categories".to_owned()),
+                    Missing::Refuse => {}
+                }
+            }
+        }
+        problems
+    }
+}

@@ -1,0 +1,18 @@
+//! Floor 0, the law: pure values and functions. No async, no clock, no randomness, no input or output lives here,
+//! so everything on this floor can be tested as arithmetic.
+
+pub mod baseline;
+pub mod card;
+pub mod decision;
+pub mod feature;
+pub mod golden;
+pub mod id;
+pub mod money;
+pub mod nearest;
+pub mod policy;
+pub mod policy_document;
+pub mod protected;
+pub mod record;
+pub mod schema;
+pub mod score;
+pub mod violation;

@@ -1,0 +1,5 @@
+//! Mainstay: self-hosted, low-latency churn decisions. The floors of the house, from the bottom up; imports only go down:
+//! `domain` (the law) < `model`, `telemetry` (rooms with machines) < `engine` (the hallway) < `http` (the door) <
+//! `config`, `app`, `cli` (composition). ARCHITECTURE.md is the plan, `tests/tidy.rs` holds it.
+
+pub mod domain;
