@@ -2,4 +2,11 @@
 //! `domain` (the law) < `model`, `telemetry` (rooms with machines) < `engine` (the hallway) < `http` (the door) <
 //! `config`, `app`, `cli` (composition). ARCHITECTURE.md is the plan, `tests/tidy.rs` holds it.
 
+pub mod app;
+pub mod cli;
+pub mod config;
 pub mod domain;
+pub mod engine;
+pub mod http;
+pub mod model;
+pub mod telemetry;

@@ -18,6 +18,9 @@ pub struct Schema {
     columns: usize,
 }
 
+/// What one value becomes.
+type Columns = Box<[f32]>;
+
 #[derive(Debug)]
 struct Encoder {
     name: Box<str>,
@@ -25,7 +28,7 @@ struct Encoder {
     width: usize,
     rule: Rule,
     /// The columns of an absent value; `None` refuses it.
-    missing: Option<Box<[f32]>>,
+    missing: Option<Columns>,
 }
 
 #[derive(Debug)]
@@ -37,8 +40,8 @@ enum Rule {
     },
     /// `known` is sorted by name, for the binary search.
     Category {
-        known: Box<[(Box<str>, Box<[f32]>)]>,
-        unknown: Option<Box<[f32]>>,
+        known: Box<[(Box<str>, Columns)]>,
+        unknown: Option<Columns>,
     },
 }
 
@@ -140,7 +143,7 @@ impl Schema {
 
 impl Encoder {
     fn new(feature: &Feature, offset: usize) -> Self {
-        let columns_of = |category: &str| -> Option<Box<[f32]>> {
+        let columns_of = |category: &str| -> Option<Columns> {
             feature.categories.as_ref()?.get(category).map(|columns| columns.as_slice().into())
         };
         let rule = match feature.kind {

@@ -1,0 +1,216 @@
+//! The command line: what can be asked of the binary, and its exit codes.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand};
+
+use crate::app::{self, App, PolicyError};
+use crate::config::{self, Config, Sources};
+use crate::model::{self, LoadOptions, Model, Runtime};
+use crate::{http, telemetry};
+
+/// Bad usage or configuration (EX_USAGE of sysexits.h).
+const USAGE: u8 = 64;
+/// A bundle or a policy that breaks its contract (EX_DATAERR).
+const DATA: u8 = 65;
+/// Something that is needed is not there: library, file, address (EX_UNAVAILABLE).
+const UNAVAILABLE: u8 = 69;
+
+/// Churn decisions: a calibrated score, a risk tier and the intervention that is worth making.
+#[derive(Debug, Parser)]
+#[command(name = "mainstay", version, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve the models of the configuration
+    Serve(Configured),
+    /// Check a bundle, a policy or a configuration without serving it
+    #[command(subcommand)]
+    Verify(Verify),
+    /// Ask a running service whether it is ready: exit code 0 if so
+    Health(Configured),
+    /// Write the contract of the HTTP API to standard output
+    Openapi,
+}
+
+#[derive(Debug, Args)]
+struct Configured {
+    /// The configuration file [default: mainstay.toml, if it is there]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Set one key of the configuration; may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    flags: Vec<String>,
+}
+
+impl Configured {
+    fn load(self) -> anyhow::Result<Config> {
+        Ok(Config::load(&Sources::of_process(self.config, self.flags))?)
+    }
+}
+
+#[derive(Debug, Subcommand)]
+enum Verify {
+    /// Open a bundle, load its model and run its probe
+    Bundle {
+        /// The directory models/<name>/<version>
+        path: PathBuf,
+        #[command(flatten)]
+        configured: Configured,
+    },
+    /// Check a policy document
+    Policy {
+        /// The TOML file
+        path: PathBuf,
+    },
+    /// Check a configuration file together with the environment
+    Config {
+        /// The TOML file
+        path: PathBuf,
+    },
+}
+
+/// Does what `cli` asks for. Errors are written to standard error, as one line or a list of problems.
+pub fn run(cli: Cli) -> ExitCode {
+    let done = match cli.command {
+        Command::Serve(configured) => serve(configured),
+        Command::Verify(verify) => verify.run(),
+        Command::Health(configured) => health(configured),
+        Command::Openapi => write_out(&http::contract_yaml()),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // With the causes on the same line; a message that is a list keeps its lines.
+            let _ = writeln!(std::io::stderr(), "mainstay: {error:#}");
+            ExitCode::from(exit_code(&error))
+        }
+    }
+}
+
+fn exit_code(error: &anyhow::Error) -> u8 {
+    if error.is::<config::Error>() {
+        return USAGE;
+    }
+    if error.is::<PolicyError>() {
+        return DATA;
+    }
+    match error.downcast_ref::<model::Error>() {
+        Some(model::Error::Bundle { .. } | model::Error::Probe { .. } | model::Error::Runtime(_)) => DATA,
+        _ => UNAVAILABLE,
+    }
+}
+
+fn serve(configured: Configured) -> anyhow::Result<()> {
+    let config = configured.load()?;
+    let _log = telemetry::log::start(&config.log);
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string);
+        // A text made at run time could hold a customer's value; one that stands in the code cannot.
+        let message = panic.payload().downcast_ref::<&'static str>();
+        tracing::error!(place, message, "panic");
+    }));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
+    let app = App::start(config)?;
+    runtime.block_on(app.run(stop_signal()?));
+    Ok(())
+}
+
+/// Done at the first SIGTERM or SIGINT; a second one ends the process at once.
+fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    Ok(async {
+        let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+        else {
+            return std::future::pending().await;
+        };
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            std::process::exit(130);
+        });
+    })
+}
+
+impl Verify {
+    fn run(self) -> anyhow::Result<()> {
+        match self {
+            Verify::Bundle { path, configured } => {
+                let config = configured.load()?;
+                let runtime = Runtime::load(&config.runtime.library)?;
+                let row_p99_us_max = config.models.probe_row_p99_us_max;
+                let model = Model::load(runtime, &path, LoadOptions { lanes: 1, row_p99_us_max })?;
+                let probe = model.probe();
+                write_out(&format!(
+                    "{}: a legal bundle, digest {}\n{} golden rows within {:.1e} of the trainer's scores; one row takes {:.1} us (p50), {:.1} us (p99)\n",
+                    model.id(),
+                    model.digest(),
+                    probe.rows,
+                    probe.difference_max,
+                    probe.row_p50_us,
+                    probe.row_p99_us
+                ))
+            }
+            Verify::Policy { path } => {
+                let policy = app::read_policy(&path)?;
+                let mut text = format!("{}: a legal policy, version {}\n", policy.name(), policy.version());
+                for tier in policy.tiers() {
+                    let intervention = &tier.intervention;
+                    text += &format!(
+                        "{:<12} {:<12} {:<24} {} {}\n",
+                        tier.name,
+                        tier.band.to_string(),
+                        intervention.action,
+                        intervention.cost,
+                        policy.currency()
+                    );
+                }
+                write_out(&text)
+            }
+            Verify::Config { path } => {
+                Configured { config: Some(path.clone()), flags: Vec::new() }.load()?;
+                write_out(&format!("{}: a legal configuration\n", path.display()))
+            }
+        }
+    }
+}
+
+/// Asks `/readyz` of the data plane, as a container's health check does. Plain HTTP by hand: the service needs no client
+/// otherwise.
+fn health(configured: Configured) -> anyhow::Result<()> {
+    const PATIENCE: Duration = Duration::from_secs(2);
+    let mut address: SocketAddr = configured.load()?.http.listen;
+    if address.ip().is_unspecified() {
+        address.set_ip(match address {
+            SocketAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
+            SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    let mut stream =
+        TcpStream::connect_timeout(&address, PATIENCE).with_context(|| format!("nothing listens on {address}"))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(format!("GET /readyz HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n").as_bytes())?;
+    let mut status = [0; 12];
+    stream.read_exact(&mut status).with_context(|| format!("no answer from {address}"))?;
+    anyhow::ensure!(status.ends_with(b" 200"), "the service on {address} is not ready");
+    write_out("ready\n")
+}
+
+fn write_out(text: &str) -> anyhow::Result<()> {
+    std::io::stdout().write_all(text.as_bytes()).context("cannot write to standard output")
+}

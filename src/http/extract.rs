@@ -1,0 +1,142 @@
+//! From the bytes of a body to a record: media type, size, time, JSON, and the envelope `{customer_id, features, context?}`.
+//! Whether the features are legal is the model's business.
+
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::http::HeaderMap;
+use axum::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+
+use super::problem::{Code, Problem};
+use crate::domain::nearest::nearest;
+use crate::domain::record::{Entries, Record, Value};
+use crate::domain::violation::{self, LISTED_MAX, Violation, pointer};
+
+/// The media type of one JSON document.
+pub(super) const JSON: &str = "application/json";
+/// The media type of one JSON document a line.
+pub(super) const NDJSON: &str = "application/x-ndjson";
+
+/// The longest customer id, in characters.
+pub(super) const CUSTOMER_ID_MAX: usize = 128;
+/// The most entries of a context.
+pub(super) const CONTEXT_MAX: usize = 64;
+
+/// Which of `known` the body is, by its header; parameters such as `charset=utf-8` are allowed and mean nothing.
+pub(super) fn media_type(headers: &HeaderMap, known: &[&'static str]) -> Result<&'static str, Problem> {
+    let unsupported = || {
+        let known = known.join(" or ");
+        Problem::new(
+            Code::UnsupportedMediaType,
+            format!("expected the header content-type: {known}, without content-encoding"),
+        )
+    };
+    if headers.get(CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity") {
+        return Err(unsupported());
+    }
+    let stated = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let essence = stated.split(';').next().unwrap_or_default().trim();
+    known.iter().find(|known| known.eq_ignore_ascii_case(essence)).copied().ok_or_else(unsupported)
+}
+
+/// The whole body, if it comes within `timeout` and has at most `bytes_max` bytes.
+pub(super) async fn whole(
+    headers: &HeaderMap,
+    body: Body,
+    bytes_max: usize,
+    timeout: Duration,
+) -> Result<Bytes, Problem> {
+    let too_large = || Problem::new(Code::BodyTooLarge, format!("the body may have {bytes_max} bytes"));
+    let stated = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
+    if stated.is_some_and(|length| length > bytes_max) {
+        return Err(too_large());
+    }
+    let collected = tokio::time::timeout(timeout, Limited::new(body, bytes_max).collect());
+    match collected.await {
+        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+        Ok(Err(error)) if error.downcast_ref::<LengthLimitError>().is_some() => Err(too_large()),
+        Ok(Err(_)) => Err(Problem::new(Code::IncompleteBody, "the connection ended before the body did")),
+        Err(_) => Err(Problem::new(Code::RequestTimeout, format!("the body has {} ms to arrive", timeout.as_millis()))),
+    }
+}
+
+/// The record in a body. Where the envelope is broken, `check` is asked for the violations of the features that could be
+/// read, so that everything is told at once.
+pub(super) fn record<'a>(
+    value: Value<'a>,
+    check: impl FnOnce(&Record<'a>) -> Vec<Violation>,
+) -> Result<Record<'a>, Vec<Violation>> {
+    let mut violations = Vec::new();
+    let (mut customer_id, mut features, mut context) = (None, None, None);
+    match value {
+        Value::Map(entries) => {
+            for (key, value) in entries {
+                let place = match key.as_ref() {
+                    "customer_id" => &mut customer_id,
+                    "features" => &mut features,
+                    "context" => &mut context,
+                    unknown => {
+                        if violations.len() < LISTED_MAX {
+                            let meant = nearest(unknown, ["customer_id", "features", "context"]);
+                            let known = "customer_id, features or context";
+                            let violation = Violation::new(pointer("", unknown), violation::Code::UnknownName, known);
+                            violations.push(violation.or_nearest(meant));
+                        }
+                        continue;
+                    }
+                };
+                if place.replace(value).is_some() && violations.len() < LISTED_MAX {
+                    violations.push(Violation::new(pointer("", &key), violation::Code::Duplicate, "one value"));
+                }
+            }
+        }
+        _ => return Err(vec![Violation::new("", violation::Code::WrongType, "an object")]),
+    }
+    let readable = matches!(features, Some(Value::Map(_)));
+    let customer_id = match customer_id {
+        Some(Value::Text(text)) if (1..=CUSTOMER_ID_MAX).contains(&text.chars().count()) => text,
+        other => {
+            let code = match other {
+                None | Some(Value::Null) => violation::Code::Missing,
+                Some(Value::Text(_)) => violation::Code::OutOfRange,
+                Some(_) => violation::Code::WrongType,
+            };
+            let expected = format!("a string of 1 to {CUSTOMER_ID_MAX} characters");
+            violations.push(Violation::new("/customer_id", code, expected));
+            "".into()
+        }
+    };
+    let features = entries(features, "/features", true, &mut violations);
+    let context = entries(context, "/context", false, &mut violations);
+    if context.len() > CONTEXT_MAX {
+        let expected = format!("at most {CONTEXT_MAX} entries");
+        violations.push(Violation::new("/context", violation::Code::TooMany, expected));
+    } else if let Some((key, _)) = context
+        .iter()
+        .enumerate()
+        .find_map(|(at, entry)| context[..at].iter().any(|(earlier, _)| *earlier == entry.0).then_some(entry))
+    {
+        violations.push(Violation::new(pointer("/context", key), violation::Code::Duplicate, "one value"));
+    }
+    let record = Record { customer_id, features, context };
+    if violations.is_empty() {
+        return Ok(record);
+    }
+    if readable {
+        violations.extend(check(&record));
+        violations.truncate(LISTED_MAX);
+    }
+    Err(violations)
+}
+
+fn entries<'a>(value: Option<Value<'a>>, place: &str, required: bool, violations: &mut Vec<Violation>) -> Entries<'a> {
+    let code = match value {
+        Some(Value::Map(entries)) => return entries,
+        None | Some(Value::Null) if !required => return Entries::new(),
+        None | Some(Value::Null) => violation::Code::Missing,
+        Some(_) => violation::Code::WrongType,
+    };
+    violations.push(Violation::new(place, code, "an object"));
+    Entries::new()
+}

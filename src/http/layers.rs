@@ -1,0 +1,129 @@
+//! What every request passes on its way in and out, in order: ids, measurement, panic, load. No route knows of it.
+
+use std::time::{Duration, Instant};
+
+use axum::body::Body;
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{HeaderName, HeaderValue, Response};
+use axum::middleware::Next;
+use axum::response::IntoResponse;
+
+use super::problem::{Code, Problem};
+use super::{Shared, trace};
+use crate::engine::Stages;
+use crate::telemetry::{Route, Stage};
+
+const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
+
+/// The times of one decision, left in a response by its handler for [`observe`] to report.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Timing {
+    /// Body to record.
+    pub(super) parse: Duration,
+    /// The rest of the way.
+    pub(super) stages: Stages,
+    /// Whether it was one decision, which is what the stage histograms are of.
+    pub(super) single: bool,
+}
+
+/// The outermost layer: gives the request its ids, measures it, writes the body of a problem and the headers of every answer.
+pub(super) async fn observe(State(shared): State<Shared>, mut request: Request, next: Next) -> Response<Body> {
+    let begun = Instant::now();
+    let metrics = shared.engine.metrics();
+    let request_id = trace::request_id(request.headers());
+    let traceparent = trace::traceparent(request.headers());
+    let route = request.extensions().get::<MatchedPath>().map_or(Route::Other, |path| route_of(path.as_str()));
+    // Handlers that write problems of their own find it there.
+    request.headers_mut().insert(trace::REQUEST_ID, request_id.clone());
+    let _in_flight = InFlight::enter(&shared);
+
+    let mut response = next.run(request).await;
+
+    if let Some(problem) = response.extensions_mut().remove::<Problem>() {
+        let id = request_id.to_str().unwrap_or_default();
+        problem.note(id, metrics);
+        let allow = response.headers_mut().remove(axum::http::header::ALLOW);
+        response = problem.response(id);
+        if let Some(allow) = allow {
+            response.headers_mut().insert(axum::http::header::ALLOW, allow);
+        }
+    }
+    let total = begun.elapsed();
+    if let Some(timing) = response.extensions_mut().remove::<Timing>() {
+        let Timing { parse, stages, single } = timing;
+        if single {
+            metrics.stage(Stage::Parse, parse);
+            metrics.stage(Stage::Encode, stages.encode);
+            metrics.stage(Stage::Infer, stages.infer);
+            metrics.stage(Stage::Policy, stages.policy);
+        }
+        response.headers_mut().insert(SERVER_TIMING, server_timing(&timing, total));
+    }
+    let status = response.status().as_u16();
+    metrics.request(route, status, total);
+    if shared.request_share > 0.0 && fastrand::f64() < shared.request_share {
+        let request_id = request_id.to_str().unwrap_or_default();
+        tracing::info!(request_id, ?route, status, total_us = total.as_micros() as u64, "request");
+    }
+    response.headers_mut().insert(trace::REQUEST_ID, request_id);
+    response.headers_mut().insert(trace::TRACEPARENT, traceparent);
+    response
+}
+
+/// The problem of a request that panicked. The panic itself was logged by the hook that `app` sets.
+pub(super) fn panicked(shared: &Shared) -> Response<Body> {
+    shared.engine.metrics().panicked();
+    Problem::new(Code::Internal, "the request could not be answered").into_response()
+}
+
+/// The problem of a request that came when too many were being answered.
+pub(super) async fn overloaded(_: axum::BoxError) -> Problem {
+    Problem::new(Code::Overloaded, "too many requests are being answered; try again after a second")
+}
+
+/// Counts a request while it is being answered, also when its caller goes away in the middle.
+struct InFlight<'s>(&'s Shared);
+
+impl<'s> InFlight<'s> {
+    fn enter(shared: &'s Shared) -> Self {
+        shared.engine.metrics().in_flight().increment(1.0);
+        Self(shared)
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.engine.metrics().in_flight().decrement(1.0);
+    }
+}
+
+fn route_of(path: &str) -> Route {
+    match path {
+        "/v1/score" | "/v1/models/{model}/score" => Route::Score,
+        "/v1/score/batch" | "/v1/models/{model}/score/batch" => Route::Batch,
+        "/v1/models" | "/v1/models/{model}" => Route::Models,
+        "/livez" | "/readyz" | "/version" => Route::Health,
+        path if path.starts_with("/docs") || path == "/openapi.json" => Route::Docs,
+        _ => Route::Other,
+    }
+}
+
+/// Server-Timing (W3C), durations in milliseconds.
+fn server_timing(timing: &Timing, total: Duration) -> HeaderValue {
+    use std::fmt::Write;
+    let mut text = String::with_capacity(112);
+    let stages = timing.stages;
+    for (name, duration) in [
+        ("parse", timing.parse),
+        ("encode", stages.encode),
+        ("infer", stages.infer),
+        ("policy", stages.policy),
+        ("total", total),
+    ] {
+        let separator = if text.is_empty() { "" } else { ", " };
+        let us = duration.as_micros();
+        // Whole microseconds as a decimal fraction of milliseconds, without floating point. Writing cannot fail.
+        let _ = write!(text, "{separator}{name};dur={}.{:03}", us / 1_000, us % 1_000);
+    }
+    HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static("total"))
+}

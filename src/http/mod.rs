@@ -1,0 +1,202 @@
+//! Floor 3, HTTP: translate in, call the engine, translate out. This file holds the routes of both planes and the one list of
+//! layers that every request passes.
+
+mod admin;
+mod batch;
+mod extract;
+mod health;
+mod json;
+mod layers;
+mod models;
+mod openapi;
+mod problem;
+mod score;
+mod server;
+mod trace;
+mod wire;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use axum::error_handling::HandleErrorLayer;
+use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
+use tower::ServiceBuilder;
+use tower::limit::GlobalConcurrencyLimitLayer;
+use tower_http::catch_panic::CatchPanicLayer;
+use utoipa::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+pub use server::{Options as ServerOptions, Server};
+
+use crate::engine::Engine;
+use problem::{Code, Problem};
+
+/// Bounds of what one request may be and how many may be answered at a time.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Limits {
+    /// Requests of `/v1` answered at a time; one more is shed with 503.
+    pub in_flight_max: usize,
+    /// The largest body of one customer, and row of a batch, in bytes.
+    pub body_bytes_max: usize,
+    /// The most levels of a body.
+    pub depth_max: usize,
+    /// How long a body may take to arrive, and the next row of a stream, in milliseconds.
+    pub body_timeout_ms: u64,
+    /// Batches answered at a time, each on a thread of its own; one more is shed with 503.
+    pub batches_max: usize,
+    /// The most rows of a JSON batch. A stream of NDJSON has no end.
+    pub batch_rows_max: usize,
+    /// The largest body of a JSON batch, in bytes.
+    pub batch_body_bytes_max: usize,
+}
+
+impl Limits {
+    /// Every value that is out of its range, as (key, sentence).
+    pub fn problems(&self) -> Vec<(&'static str, String)> {
+        let mut problems = Vec::new();
+        for (key, value, max) in [
+            ("in_flight_max", self.in_flight_max, 1 << 20),
+            ("body_bytes_max", self.body_bytes_max, 16 << 20),
+            ("depth_max", self.depth_max, 64),
+            ("body_timeout_ms", self.body_timeout_ms as usize, 3_600_000),
+            ("batches_max", self.batches_max, 256),
+            ("batch_rows_max", self.batch_rows_max, 1_000_000),
+            ("batch_body_bytes_max", self.batch_body_bytes_max, 1 << 30),
+        ] {
+            if !(1..=max).contains(&value) {
+                problems.push((key, format!("expected 1 to {max}")));
+            }
+        }
+        problems
+    }
+
+    fn body_timeout(&self) -> Duration {
+        Duration::from_millis(self.body_timeout_ms)
+    }
+}
+
+/// What the handlers of both planes share.
+#[derive(Clone)]
+pub struct Shared(Arc<Inner>);
+
+/// See [`Shared`].
+pub struct Inner {
+    engine: Arc<Engine>,
+    limits: Limits,
+    request_share: f64,
+    onnxruntime: &'static str,
+    batches: Arc<Semaphore>,
+    in_flight: Arc<Semaphore>,
+    draining: AtomicBool,
+    contract: utoipa::openapi::OpenApi,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("limits", &self.limits).finish_non_exhaustive()
+    }
+}
+
+impl std::ops::Deref for Shared {
+    type Target = Inner;
+
+    fn deref(&self) -> &Inner {
+        &self.0
+    }
+}
+
+impl Shared {
+    /// What the handlers share: the `engine`, the `limits`, the share of requests that are logged, and what ONNX Runtime says
+    /// of itself.
+    pub fn new(engine: Arc<Engine>, limits: Limits, request_share: f64, onnxruntime: &'static str) -> Self {
+        Self(Arc::new(Inner {
+            engine,
+            request_share,
+            onnxruntime,
+            batches: Arc::new(Semaphore::new(limits.batches_max)),
+            in_flight: Arc::new(Semaphore::new(limits.in_flight_max)),
+            limits,
+            draining: AtomicBool::new(false),
+            contract: contract(),
+        }))
+    }
+
+    /// From now on the service is not ready for traffic.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Release);
+    }
+}
+
+/// The contract as it is committed: without models.
+pub fn contract() -> utoipa::openapi::OpenApi {
+    routes().into_openapi()
+}
+
+/// The contract as the text of `openapi/mainstay.yaml`.
+pub fn contract_yaml() -> String {
+    let head = "# Generated from the code by `make openapi`; a test compares it. Do not edit.\n";
+    format!("{head}{}", contract().to_yaml().unwrap_or_default())
+}
+
+/// Every route of the data plane that the contract tells of.
+fn routes() -> OpenApiRouter<Shared> {
+    scoring().merge(standing())
+}
+
+/// The routes that are shed under load.
+fn scoring() -> OpenApiRouter<Shared> {
+    OpenApiRouter::with_openapi(openapi::Base::openapi())
+        .routes(routes!(score::score))
+        .routes(routes!(score::score_with_model))
+        .routes(routes!(batch::score_batch))
+        .routes(routes!(batch::score_batch_with_model))
+        .routes(routes!(models::models))
+        .routes(routes!(models::model))
+}
+
+/// The routes that answer whatever the load.
+fn standing() -> OpenApiRouter<Shared> {
+    OpenApiRouter::new().routes(routes!(health::livez)).routes(routes!(health::readyz)).routes(routes!(health::version))
+}
+
+/// The data plane: what product backends call.
+pub fn data_plane(shared: &Shared) -> Router {
+    let shed = ServiceBuilder::new()
+        .layer(HandleErrorLayer::new(layers::overloaded))
+        .load_shed()
+        .layer(GlobalConcurrencyLimitLayer::with_semaphore(shared.in_flight.clone()));
+    let page = utoipa_swagger_ui::SwaggerUi::new("/docs").config(utoipa_swagger_ui::Config::from("/openapi.json"));
+    let router = Router::from(scoring())
+        .layer(shed)
+        .merge(Router::from(standing()))
+        .route("/openapi.json", axum::routing::get(openapi::openapi))
+        .merge(page);
+    finish(router, shared)
+}
+
+/// The admin plane: what operators and their tools call.
+pub fn admin_plane(shared: &Shared) -> Router {
+    finish(Router::from(standing()).route("/metrics", axum::routing::get(admin::metrics)), shared)
+}
+
+/// What every request passes, from the outside in.
+fn finish(router: Router<Shared>, shared: &Shared) -> Router {
+    let for_panics = shared.clone();
+    let stack = ServiceBuilder::new()
+        // Ids, measurement, the body of a problem.
+        .layer(axum::middleware::from_fn_with_state(shared.clone(), layers::observe))
+        // A panic ends one request, not the thread.
+        .layer(CatchPanicLayer::custom(move |_| layers::panicked(&for_panics)));
+    router
+        .fallback(|| async { Problem::new(Code::NotFound, "no such path; see /docs") })
+        .method_not_allowed_fallback(|| async {
+            Problem::new(Code::MethodNotAllowed, "the header `allow` lists the methods that this path knows")
+        })
+        .layer(stack)
+        .with_state(shared.clone())
+}

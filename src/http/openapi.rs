@@ -1,0 +1,116 @@
+//! The contract. The committed one, `openapi/mainstay.yaml`, is generated from the handlers and knows no model; the one that a
+//! running server gives also has a path and a schema for every model in service, so that a client can be generated from it.
+
+use axum::Json;
+use axum::extract::State;
+use serde_json::{Map, Value, json};
+use utoipa::OpenApi;
+
+use super::Shared;
+use crate::domain::card::Card;
+use crate::domain::feature::{Feature, Kind, Missing, Unknown};
+use crate::engine::Catalogue;
+use crate::model::Model;
+
+/// Title, tags and what else belongs to no handler.
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Mainstay",
+        description = "Churn decisions: a calibrated score, a risk tier and the intervention that is worth making.\n\nEvery answer carries `x-request-id`, `traceparent` and, where something was decided, `server-timing`. Every error is `application/problem+json` (RFC 9457).",
+        license(name = "Apache-2.0", identifier = "Apache-2.0")
+    ),
+    tags(
+        (name = "score", description = "Decisions on customers"),
+        (name = "models", description = "Models in service"),
+        (name = "health", description = "Liveness, readiness, version"),
+    )
+)]
+pub(super) struct Base;
+
+/// `GET /openapi.json`: the contract of this server as it stands.
+pub(super) async fn openapi(State(shared): State<Shared>) -> Json<Value> {
+    Json(with_models(&shared.contract, &shared.engine.catalogue()))
+}
+
+/// `contract` with a path and a schema for every model in service.
+fn with_models(contract: &utoipa::openapi::OpenApi, catalogue: &Catalogue) -> Value {
+    let mut document = serde_json::to_value(contract).unwrap_or_default();
+    for (position, serving) in catalogue.iter().enumerate() {
+        let id = serving.model.id();
+        let (customer, features) = (format!("Customer.{}", id.name), format!("Features.{}", id.name));
+        let mut schema = document["components"]["schemas"]["Customer"].clone();
+        schema["properties"]["features"] = json!({"$ref": format!("#/components/schemas/{features}")});
+        schema["examples"] = json!([example(&serving.model)]);
+        document["components"]["schemas"][&customer] = schema;
+        document["components"]["schemas"][&features] = features_schema(serving.model.card());
+        let one = json!({"$ref": format!("#/components/schemas/{customer}")});
+        for (generic, path, body) in [
+            ("/v1/models/{model}/score", format!("/v1/models/{}/score", id.name), one.clone()),
+            (
+                "/v1/models/{model}/score/batch",
+                format!("/v1/models/{}/score/batch", id.name),
+                json!({"type": "array", "items": one}),
+            ),
+        ] {
+            let mut operation = document["paths"][generic]["post"].clone();
+            operation["operationId"] = format!(
+                "{}_{}",
+                operation["operationId"].as_str().unwrap_or_default(),
+                id.name.replace(['-', '.'], "_")
+            )
+            .into();
+            operation.as_object_mut().and_then(|operation| operation.remove("parameters"));
+            // The model is in service: the path cannot be unknown.
+            operation["responses"].as_object_mut().and_then(|responses| responses.remove("404"));
+            operation["requestBody"]["content"]["application/json"]["schema"] = body.clone();
+            if position == 0 {
+                let default = path.replace(&format!("/models/{}", id.name), "");
+                document["paths"][&default]["post"]["requestBody"]["content"]["application/json"]["schema"] = body;
+            }
+            document["paths"][path]["post"] = operation;
+        }
+    }
+    document
+}
+
+/// The JSON Schema of the features of one model, by its dictionary.
+fn features_schema(card: &Card) -> Value {
+    let properties: Map<String, Value> =
+        card.features.iter().map(|feature| (feature.name.clone(), feature_schema(feature))).collect();
+    let required: Vec<&str> = card
+        .features
+        .iter()
+        .filter(|feature| feature.missing == Missing::Refuse)
+        .map(|feature| feature.name.as_str())
+        .collect();
+    json!({"type": "object", "title": card.title, "properties": properties, "required": required, "additionalProperties": false})
+}
+
+fn feature_schema(feature: &Feature) -> Value {
+    let nullable = feature.missing != Missing::Refuse;
+    let kind = match feature.kind {
+        Kind::Number => "number",
+        Kind::Integer => "integer",
+        Kind::Category => "string",
+    };
+    let unit = feature.unit.as_ref().map_or(String::new(), |unit| format!(" ({unit})"));
+    let mut schema = json!({"description": format!("{}{unit}", feature.description)});
+    schema["type"] = if nullable { json!([kind, "null"]) } else { json!(kind) };
+    if let Some(range) = feature.range {
+        schema["minimum"] = json!(range.min);
+        schema["maximum"] = json!(range.max);
+    }
+    if let (Some(categories), None | Some(Unknown::Refuse)) = (&feature.categories, &feature.unknown) {
+        let mut values: Vec<Value> = categories.keys().map(|category| json!(category)).collect();
+        if nullable {
+            values.push(Value::Null);
+        }
+        schema["enum"] = json!(values);
+    }
+    schema
+}
+
+fn example(model: &Model) -> Value {
+    json!({"customer_id": "C-1001", "features": model.example()})
+}

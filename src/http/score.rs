@@ -1,0 +1,82 @@
+//! `POST /v1/score`: one customer, decided on the thread that read the request.
+
+use std::time::Instant;
+
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::http::header::{CONTENT_TYPE, HeaderValue};
+use axum::http::{HeaderMap, Response};
+
+use super::layers::Timing;
+use super::problem::{self, Problem};
+use super::wire::{self, Scratch};
+use super::{Shared, extract, json};
+
+/// Score one customer with the default model
+#[utoipa::path(
+    post, path = "/v1/score", tag = "score", operation_id = "score",
+    request_body(content = wire::Customer, content_type = "application/json"),
+    responses(
+        (status = 200, description = "The decision", body = wire::Decision, content_type = "application/json"),
+        (status = 400, description = "The body is not JSON, or too deep", body = problem::Document, content_type = "application/problem+json"),
+        (status = 413, description = "The body is too large", body = problem::Document, content_type = "application/problem+json"),
+        (status = 415, description = "The content type is not supported", body = problem::Document, content_type = "application/problem+json"),
+        (status = 422, description = "The request breaks the contract; every violation is told", body = problem::Document, content_type = "application/problem+json"),
+        (status = 503, description = "The service is at its limit", body = problem::Document, content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn score(state: State<Shared>, headers: HeaderMap, body: Body) -> Result<Response<Body>, Problem> {
+    answer(state, None, headers, body).await
+}
+
+/// Score one customer with a model
+#[utoipa::path(
+    post, path = "/v1/models/{model}/score", tag = "score", operation_id = "score_with_model",
+    params(("model" = String, Path, description = "The name of a model in service")),
+    request_body(content = wire::Customer, content_type = "application/json"),
+    responses(
+        (status = 200, description = "The decision", body = wire::Decision, content_type = "application/json"),
+        (status = 400, description = "The body is not JSON, or too deep", body = problem::Document, content_type = "application/problem+json"),
+        (status = 404, description = "No such model is in service", body = problem::Document, content_type = "application/problem+json"),
+        (status = 413, description = "The body is too large", body = problem::Document, content_type = "application/problem+json"),
+        (status = 415, description = "The content type is not supported", body = problem::Document, content_type = "application/problem+json"),
+        (status = 422, description = "The request breaks the contract; every violation is told", body = problem::Document, content_type = "application/problem+json"),
+        (status = 503, description = "The service is at its limit", body = problem::Document, content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn score_with_model(
+    state: State<Shared>,
+    Path(model): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response<Body>, Problem> {
+    answer(state, Some(&model), headers, body).await
+}
+
+async fn answer(
+    State(shared): State<Shared>,
+    model: Option<&str>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response<Body>, Problem> {
+    let serving = shared.engine.serving(model)?;
+    extract::media_type(&headers, &[extract::JSON])?;
+    let limits = &shared.limits;
+    let body = extract::whole(&headers, body, limits.body_bytes_max, limits.body_timeout()).await?;
+
+    let begun = Instant::now();
+    let value = json::parse(&body, limits.depth_max)?;
+    let record =
+        extract::record(value, |record| shared.engine.violations(&serving, record)).map_err(Problem::invalid)?;
+    let parse = begun.elapsed();
+    let (decision, stages) = shared.engine.decide(&serving, &record)?;
+
+    let mut text = Vec::with_capacity(512);
+    let mut scratch = Scratch::default();
+    serde_json::to_writer(&mut text, &wire::Decision::new(&decision, &mut scratch))
+        .map_err(|error| Problem::new(problem::Code::Internal, "the decision could not be written").caused_by(error))?;
+    let mut response = Response::new(Body::from(text));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(extract::JSON));
+    response.extensions_mut().insert(Timing { parse, stages, single: true });
+    Ok(response)
+}

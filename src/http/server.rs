@@ -1,0 +1,259 @@
+//! A listener with its threads: one that accepts, and workers that each run a runtime of their own, so that a connection
+//! stays on one core from its first byte to its last. Connections go to the worker that has the fewest.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use axum::Router;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, watch};
+
+use crate::telemetry::Metrics;
+
+/// Connections that may wait for one worker to take them.
+const HANDOVER_MAX: usize = 1_024;
+/// How long to wait when no descriptor is left for a new connection.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+/// The niceness of threads that do batches: far behind those that answer single customers.
+const BATCH_NICE: i32 = 10;
+
+/// How connections are served.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Options {
+    /// Worker threads; 0 is one for each core.
+    pub workers: usize,
+    /// Open connections; one more is closed at once.
+    pub connections_max: usize,
+    /// How long a request's head may take to arrive and a connection may stay idle, in milliseconds.
+    pub head_timeout_ms: u64,
+    /// The largest head of a request, in bytes.
+    pub head_bytes_max: usize,
+    /// HTTP/2 streams of one connection at a time.
+    pub streams_max: u32,
+}
+
+impl Options {
+    /// Every value that is out of its range, as (key, sentence).
+    pub fn problems(&self) -> Vec<(&'static str, String)> {
+        let mut problems = Vec::new();
+        for (key, value, min, max) in [
+            ("workers", self.workers, 0, 1_024),
+            ("connections_max", self.connections_max, 1, 1 << 20),
+            ("head_timeout_ms", self.head_timeout_ms as usize, 1, 3_600_000),
+            // Less than 8 KiB is more than hyper can promise.
+            ("head_bytes_max", self.head_bytes_max, 8_192, 1 << 20),
+            ("streams_max", self.streams_max as usize, 1, 65_536),
+        ] {
+            if !(min..=max).contains(&value) {
+                problems.push((key, format!("expected {min} to {max}")));
+            }
+        }
+        problems
+    }
+
+    /// The number of worker threads.
+    pub fn workers(&self) -> usize {
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+        if self.workers == 0 { cores() } else { self.workers }
+    }
+}
+
+/// A running listener.
+#[derive(Debug)]
+pub struct Server {
+    address: SocketAddr,
+    stop: watch::Sender<bool>,
+    acceptor: JoinHandle<()>,
+    workers: Vec<JoinHandle<()>>,
+}
+
+impl Server {
+    /// Serves `router` on `listener` until it is stopped. `batches` is how many threads may do batches at a time.
+    ///
+    /// Errors: a thread or a runtime that cannot be made.
+    pub fn start(
+        name: &str,
+        listener: TcpListener,
+        router: Router,
+        options: &Options,
+        batches: usize,
+        metrics: &Arc<Metrics>,
+    ) -> io::Result<Self> {
+        let address = listener.local_addr()?;
+        listener.set_nonblocking(true)?;
+        let (stop, stopped) = watch::channel(false);
+        let mut handovers = Vec::new();
+        let mut workers = Vec::new();
+        for number in 0..options.workers() {
+            let (sender, receiver) = mpsc::channel(HANDOVER_MAX);
+            let load = Arc::new(AtomicUsize::new(0));
+            handovers.push(Handover { sender, load });
+            let worker = Worker { router: router.clone(), options: options.clone(), stopped: stopped.clone() };
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .max_blocking_threads(batches.max(1))
+                .thread_name("mainstay-batch")
+                .on_thread_start(lower_priority)
+                .build()?;
+            let thread = std::thread::Builder::new().name(format!("mainstay-{name}-{number}"));
+            workers.push(thread.spawn(move || runtime.block_on(worker.run(receiver)))?);
+        }
+        let acceptor = Acceptor { handovers, connections_max: options.connections_max, metrics: metrics.clone() };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let thread = std::thread::Builder::new().name(format!("mainstay-{name}-accept"));
+        let acceptor = thread.spawn(move || runtime.block_on(acceptor.run(listener, stopped)))?;
+        Ok(Self { address, stop, acceptor, workers })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Takes no more connections, lets requests in flight end, at most for `timeout`, and ends the threads. Whether all
+    /// of them ended in time.
+    pub fn stop(self, timeout: Duration) -> bool {
+        // Every thread looks at this once more before it ends; a failed send means they have all ended.
+        let _ = self.stop.send(true);
+        let _ = self.acceptor.join();
+        let deadline = std::time::Instant::now() + timeout;
+        let mut all = true;
+        for worker in self.workers {
+            while !worker.is_finished() && std::time::Instant::now() < deadline {
+                std::thread::park_timeout(Duration::from_millis(2));
+            }
+            all &= worker.is_finished() && worker.join().is_ok();
+        }
+        all
+    }
+}
+
+/// Threads that do batches give way to those that answer single customers. On failure they are just as fast.
+fn lower_priority() {
+    let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), BATCH_NICE);
+}
+
+/// An open connection on its way to a worker. Dropping it, wherever that happens, takes it out of the count.
+struct Connection {
+    stream: TcpStream,
+    _counted: Counted,
+}
+
+struct Counted {
+    load: Arc<AtomicUsize>,
+    metrics: Arc<Metrics>,
+}
+
+impl Counted {
+    fn new(load: &Arc<AtomicUsize>, metrics: &Arc<Metrics>) -> Self {
+        load.fetch_add(1, Ordering::Relaxed);
+        metrics.connections().increment(1.0);
+        Self { load: load.clone(), metrics: metrics.clone() }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.load.fetch_sub(1, Ordering::Relaxed);
+        self.metrics.connections().decrement(1.0);
+    }
+}
+
+struct Handover {
+    sender: mpsc::Sender<Connection>,
+    load: Arc<AtomicUsize>,
+}
+
+struct Acceptor {
+    handovers: Vec<Handover>,
+    connections_max: usize,
+    metrics: Arc<Metrics>,
+}
+
+impl Acceptor {
+    async fn run(self, listener: TcpListener, mut stopped: watch::Receiver<bool>) {
+        let Ok(listener) = tokio::net::TcpListener::from_std(listener) else { return };
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                _ = stopped.wait_for(|stopped| *stopped) => return,
+            };
+            match accepted.and_then(|(stream, _)| stream.into_std()) {
+                Ok(stream) => self.hand_over(stream),
+                // Out of descriptors, most probably: those who are being served will give some back.
+                Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
+            }
+        }
+    }
+
+    fn hand_over(&self, stream: TcpStream) {
+        // A small answer must not wait for the acknowledgement of the one before it.
+        let _ = stream.set_nodelay(true);
+        let open: usize = self.handovers.iter().map(|handover| handover.load.load(Ordering::Relaxed)).sum();
+        if open >= self.connections_max {
+            return;
+        }
+        if let Some(least) = self.handovers.iter().min_by_key(|handover| handover.load.load(Ordering::Relaxed)) {
+            let connection = Connection { stream, _counted: Counted::new(&least.load, &self.metrics) };
+            // A worker whose queue is full does not get to it in time anyhow: the connection is closed.
+            let _ = least.sender.try_send(connection);
+        }
+    }
+}
+
+struct Worker {
+    router: Router,
+    options: Options,
+    stopped: watch::Receiver<bool>,
+}
+
+impl Worker {
+    async fn run(mut self, mut connections: mpsc::Receiver<Connection>) {
+        let builder = self.builder();
+        let graceful = GracefulShutdown::new();
+        loop {
+            let connection = tokio::select! {
+                connection = connections.recv() => connection,
+                _ = self.stopped.wait_for(|stopped| *stopped) => None,
+            };
+            let Some(Connection { stream, _counted }) = connection else { break };
+            let Ok(stream) = tokio::net::TcpStream::from_std(stream) else { continue };
+            let service = TowerToHyperService::new(self.router.clone());
+            let served = builder.serve_connection(TokioIo::new(stream), service).into_owned();
+            let watched = graceful.watch(served);
+            tokio::spawn(async move {
+                // A connection that breaks is its caller's business.
+                let _ = watched.await;
+                drop(_counted);
+            });
+        }
+        graceful.shutdown().await;
+    }
+
+    fn builder(&self) -> auto::Builder<TokioExecutor> {
+        let head_timeout = Duration::from_millis(self.options.head_timeout_ms);
+        let mut builder = auto::Builder::new(TokioExecutor::new());
+        builder
+            .http1()
+            .timer(TokioTimer::new())
+            .header_read_timeout(head_timeout)
+            .max_buf_size(self.options.head_bytes_max)
+            .pipeline_flush(true);
+        builder
+            .http2()
+            .timer(TokioTimer::new())
+            .keep_alive_interval(head_timeout)
+            .max_header_list_size(self.options.head_bytes_max as u32)
+            .max_concurrent_streams(self.options.streams_max);
+        builder
+    }
+}

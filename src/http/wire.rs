@@ -1,0 +1,307 @@
+//! What goes over the wire, as the contract writes it. Translation only: nothing is decided here.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::problem;
+use crate::domain::decision;
+use crate::engine;
+
+/// One customer to decide on.
+#[derive(serde::Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "the contract of the request; bodies are read by `extract`, which tells every violation")]
+pub(super) struct Customer {
+    /// Your own id of the customer. It decides nothing by itself and never reaches a log.
+    #[schema(min_length = 1, max_length = 128, example = "C-1001")]
+    customer_id: String,
+    /// Values by the names of the model's feature dictionary, written as the data writes them.
+    #[schema(value_type = BTreeMap<String, FeatureValue>)]
+    features: BTreeMap<String, FeatureValue>,
+    /// What the policy may look at and the model must not. At most 64 entries. The bundled policies look at none of it.
+    #[schema(value_type = Option<Object>)]
+    context: Option<BTreeMap<String, FeatureValue>>,
+}
+
+/// A number, a category, or null where the dictionary allows a missing value.
+#[derive(serde::Deserialize, ToSchema)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "see Customer")]
+pub(super) enum FeatureValue {
+    /// For `number` and `integer`.
+    Number(f64),
+    /// For `category`.
+    Text(String),
+    /// Missing.
+    Missing,
+}
+
+/// What to do about one customer, and by which versions.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Decision<'d> {
+    /// UUID version 7: unique, sorted by time.
+    #[schema(value_type = String, format = "uuid")]
+    decision_id: &'d str,
+    /// When the decision was made, UTC, to the millisecond.
+    #[schema(value_type = String, format = DateTime)]
+    decided_at: &'d str,
+    /// Calibrated churn probability.
+    #[schema(minimum = 0, maximum = 1)]
+    score: f64,
+    /// The risk band that the policy puts the score in.
+    #[schema(value_type = String, example = "high")]
+    tier: &'d str,
+    /// What the policy offers to this tier.
+    intervention: Intervention<'d>,
+    /// The model that gave the score.
+    model: Model<'d>,
+    /// The content hash of the policy: the first 16 digits of the document's sha256.
+    #[schema(value_type = String)]
+    policy_version: &'d str,
+}
+
+/// An action with what it costs and what it is expected to do.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Intervention<'d> {
+    /// Its stable name; `none` is one.
+    #[schema(value_type = String, example = "account_manager_call")]
+    action: &'d str,
+    /// Cost per customer.
+    #[schema(minimum = 0)]
+    cost: f64,
+    /// ISO 4217.
+    #[schema(value_type = String, example = "USD")]
+    currency: &'d str,
+    /// The share of would-be churners that it keeps.
+    #[schema(minimum = 0, maximum = 1)]
+    expected_effectiveness: f64,
+}
+
+/// Which model, which version, in which role.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Model<'d> {
+    /// Its name.
+    #[schema(value_type = String, example = "telco-churn")]
+    name: &'d str,
+    /// Its version.
+    #[schema(value_type = String, example = "1.0.0")]
+    version: &'d str,
+    /// Its role when it answered.
+    #[schema(value_type = Arm)]
+    arm: decision::Arm,
+}
+
+/// `champion` answers customers; `challenger` is under trial.
+#[derive(ToSchema)]
+#[schema(rename_all = "lowercase")]
+#[expect(dead_code, reason = "the contract's name of domain::decision::Arm")]
+pub(super) enum Arm {
+    Champion,
+    Challenger,
+}
+
+/// The answer to a batch: one item per row, in order.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Batch)]
+pub(super) struct Batch<'d> {
+    /// A decision, or the row's own problem. A decision has a `decision_id`, a problem has a `status`.
+    results: Vec<Item<'d>>,
+}
+
+/// A decision, or the row's own problem.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+#[schema(as = Item)]
+pub(super) enum Item<'d> {
+    /// The row was decided on.
+    Decision(Decision<'d>),
+    /// It was not, and why.
+    Problem(problem::Document<'d>),
+}
+
+/// The models in service.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Models<'m> {
+    /// The default one first.
+    pub(super) models: Vec<ModelSummary<'m>>,
+}
+
+/// A model in service.
+#[derive(Serialize, ToSchema)]
+pub(super) struct ModelSummary<'m> {
+    /// Its name.
+    #[schema(value_type = String)]
+    name: &'m str,
+    /// Its version.
+    #[schema(value_type = String)]
+    version: &'m str,
+    /// One line for people.
+    #[schema(value_type = String)]
+    title: &'m str,
+    /// Its role.
+    #[schema(value_type = Arm)]
+    arm: decision::Arm,
+    /// Whether it answers when no model is named.
+    default: bool,
+    /// Features that a customer needs, or may have.
+    features: usize,
+    /// The policy that its scores go through.
+    policy: PolicySummary<'m>,
+}
+
+/// A policy in force.
+#[derive(Serialize, ToSchema)]
+pub(super) struct PolicySummary<'m> {
+    /// Its name.
+    #[schema(value_type = String)]
+    name: &'m str,
+    /// What it says of itself.
+    #[schema(value_type = String)]
+    description: &'m str,
+    /// Its content hash.
+    #[schema(value_type = String)]
+    version: &'m str,
+    /// ISO 4217.
+    #[schema(value_type = String)]
+    currency: &'m str,
+    /// By falling risk.
+    tiers: Vec<TierSummary<'m>>,
+}
+
+/// A tier of a policy.
+#[derive(Serialize, ToSchema)]
+pub(super) struct TierSummary<'m> {
+    /// Its name.
+    #[schema(value_type = String)]
+    name: &'m str,
+    /// Its band of scores in interval notation.
+    #[schema(example = "(0.8, 1]")]
+    score: String,
+    /// What it is offered.
+    intervention: Intervention<'m>,
+}
+
+/// A model in service with its card.
+#[derive(Serialize, ToSchema)]
+pub(super) struct ModelDetail<'m> {
+    #[serde(flatten)]
+    summary: ModelSummary<'m>,
+    /// The sha256 of the bundle's manifest.
+    #[schema(value_type = String)]
+    digest: &'m str,
+    /// What runs the graph.
+    #[schema(value_type = String, example = "onnxruntime")]
+    evaluator: &'m str,
+    /// What was measured before the model saw a customer.
+    probe: Probe,
+    /// The model card: lineage, training, metrics, limits and the feature dictionary, as in the bundle's manifest.
+    #[schema(value_type = Object)]
+    card: &'m crate::domain::card::Card,
+}
+
+/// What the probe measured.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Probe {
+    /// Golden rows run.
+    golden_rows: usize,
+    /// The greatest distance of a score from the trainer's.
+    difference_max: f64,
+    /// Median time of one row.
+    row_p50_us: f64,
+    /// 99th percentile of the time of one row.
+    row_p99_us: f64,
+}
+
+/// Room for the text of an id and a time, so that a decision is written without an allocation for them.
+#[derive(Default)]
+pub(super) struct Scratch {
+    id: IdText,
+    time: String,
+}
+
+struct IdText([u8; 36]);
+
+impl Default for IdText {
+    fn default() -> Self {
+        Self([0; 36])
+    }
+}
+
+impl<'d> Decision<'d> {
+    /// `decision` as the contract writes it.
+    pub(super) fn new(decision: &'d decision::Decision, scratch: &'d mut Scratch) -> Self {
+        use std::fmt::Write;
+        let time = jiff::Timestamp::from_millisecond(decision.decided_at_ms as i64).unwrap_or_default();
+        scratch.time.clear();
+        // Writing into a string cannot fail.
+        let _ = write!(scratch.time, "{time:.3}");
+        Self {
+            decision_id: decision.id.encode(&mut scratch.id.0),
+            decided_at: &scratch.time,
+            score: decision.score.value(),
+            tier: &decision.tier().name,
+            intervention: Intervention::new(&decision.policy, decision.tier()),
+            model: Model { name: &decision.model.name, version: &decision.model.version, arm: decision.arm },
+            policy_version: decision.policy.version(),
+        }
+    }
+}
+
+impl<'d> Intervention<'d> {
+    fn new(policy: &'d crate::domain::policy::Policy, tier: &'d crate::domain::policy::Tier) -> Self {
+        Self {
+            action: &tier.intervention.action,
+            cost: tier.intervention.cost.units(),
+            currency: policy.currency(),
+            expected_effectiveness: tier.intervention.expected_effectiveness,
+        }
+    }
+}
+
+impl<'m> ModelSummary<'m> {
+    /// What serves one model name.
+    pub(super) fn new(serving: &'m engine::Serving, default: bool) -> Self {
+        let (model, policy) = (&serving.model, &serving.policy);
+        let tiers = policy.tiers().iter().map(|tier| TierSummary {
+            name: &tier.name,
+            score: tier.band.to_string(),
+            intervention: Intervention::new(policy, tier),
+        });
+        Self {
+            name: &model.id().name,
+            version: &model.id().version,
+            title: &model.card().title,
+            arm: decision::Arm::Champion,
+            default,
+            features: model.card().features.len(),
+            policy: PolicySummary {
+                name: policy.name(),
+                description: policy.description(),
+                version: policy.version(),
+                currency: policy.currency(),
+                tiers: tiers.collect(),
+            },
+        }
+    }
+}
+
+impl<'m> ModelDetail<'m> {
+    /// What serves one model name, with the card.
+    pub(super) fn new(serving: &'m engine::Serving, default: bool) -> Self {
+        let probe = serving.model.probe();
+        Self {
+            summary: ModelSummary::new(serving, default),
+            digest: serving.model.digest(),
+            evaluator: "onnxruntime",
+            probe: Probe {
+                golden_rows: probe.rows,
+                difference_max: probe.difference_max,
+                row_p50_us: probe.row_p50_us,
+                row_p99_us: probe.row_p99_us,
+            },
+            card: serving.model.card(),
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! Floor 1, models: from a bundle on disk to a probed model that scores rows. ONNX Runtime is spoken to in `session` only.
+
+mod bundle;
+mod elf;
+mod graph;
+mod lanes;
+mod probe;
+mod session;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+pub use bundle::Bundle;
+pub use probe::Probe;
+pub use session::Runtime;
+
+use crate::domain::baseline::Baseline;
+use crate::domain::card::Card;
+use crate::domain::decision::ModelId;
+use crate::domain::feature::Scalar;
+use crate::domain::golden;
+use crate::domain::schema::Schema;
+use crate::domain::score::{Platt, Score};
+
+/// What can go wrong between a directory and a score.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file could not be read.
+    #[error("{path}: {source}", path = path.display())]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The bundle breaks its contract.
+    #[error("the bundle {path} breaks its contract:{list}", path = path.display(), list = listed(problems))]
+    Bundle {
+        /// The bundle's directory.
+        path: PathBuf,
+        /// Every problem, a sentence each.
+        problems: Vec<String>,
+    },
+    /// The shared library of ONNX Runtime cannot be used.
+    #[error("ONNX Runtime at {path}: {problem}; run `make runtime`, or point runtime.library at libonnxruntime.so", path = path.display())]
+    Library {
+        /// Where it was looked for.
+        path: PathBuf,
+        /// Why it cannot be used.
+        problem: String,
+    },
+    /// ONNX Runtime refused a graph or a run.
+    #[error("ONNX Runtime: {0}")]
+    Runtime(String),
+    /// The model answered with something that is no probability.
+    #[error("the model answered with something that is no probability")]
+    NotAProbability,
+    /// The loaded model does not do what its card says.
+    #[error("the model {model} failed its probe:{list}", list = listed(problems))]
+    Probe {
+        /// The model.
+        model: ModelId,
+        /// Every problem, a sentence each.
+        problems: Vec<String>,
+    },
+}
+
+fn listed(problems: &[String]) -> String {
+    problems.iter().map(|problem| format!("\n  - {problem}")).collect()
+}
+
+/// How a model is loaded.
+#[derive(Debug, Clone, Copy)]
+pub struct LoadOptions {
+    /// Lanes: how many threads may score at the same time without waiting. At least 1.
+    pub lanes: usize,
+    /// The greatest p99 of one row that the probe lets pass, in microseconds.
+    pub row_p99_us_max: u64,
+}
+
+/// A loaded and probed model.
+#[derive(Debug)]
+pub struct Model {
+    id: Arc<ModelId>,
+    digest: String,
+    card: Card,
+    baseline: Baseline,
+    example: golden::Row,
+    schema: Schema,
+    platt: Platt,
+    lanes: lanes::Lanes,
+    probe: Probe,
+}
+
+impl Model {
+    /// Opens, checks, loads and probes the bundle at `path`. Takes some 10 to 100 ms: not for a request's thread.
+    pub fn load(runtime: &Runtime, path: &Path, options: LoadOptions) -> Result<Self, Error> {
+        let bundle = Bundle::open(path)?;
+        let id = ModelId { name: bundle.card.name.clone(), version: bundle.card.version.clone() };
+        let lanes = lanes::Lanes::new(runtime, &bundle, options.lanes)?;
+        let platt = Platt { a: bundle.card.calibration.a, b: bundle.card.calibration.b };
+        let probe = probe::probe(&id, &bundle, &lanes, platt, options.row_p99_us_max)?;
+        let Bundle { digest, card, baseline, mut golden, schema, .. } = bundle;
+        // Opening the bundle made sure that there are some.
+        let example = golden.rows.swap_remove(0);
+        Ok(Self { id: Arc::new(id), digest, card, baseline, example, schema, platt, lanes, probe })
+    }
+
+    /// Its name and version.
+    pub fn id(&self) -> &Arc<ModelId> {
+        &self.id
+    }
+
+    /// The sha256 of its manifest, which holds the hashes of all its files: 64 hexadecimal digits.
+    pub fn digest(&self) -> &str {
+        &self.digest
+    }
+
+    /// Its card.
+    pub fn card(&self) -> &Card {
+        &self.card
+    }
+
+    /// The histograms that drift is measured against.
+    pub fn baseline(&self) -> &Baseline {
+        &self.baseline
+    }
+
+    /// A synthetic customer, for documentation.
+    pub fn example(&self) -> &BTreeMap<String, Option<Scalar>> {
+        &self.example.features
+    }
+
+    /// How a record becomes a row.
+    pub fn schema(&self) -> &Schema {
+        &self.schema
+    }
+
+    /// What its probe measured.
+    pub fn probe(&self) -> &Probe {
+        &self.probe
+    }
+
+    /// The score of one `row` of `schema().columns()` values, on the calling thread.
+    pub fn score(&self, row: &[f32]) -> Result<Score, Error> {
+        let mut score = None;
+        self.lanes.run(row, |probability| score = self.platt.calibrate(probability))?;
+        score.ok_or(Error::NotAProbability)
+    }
+
+    /// The scores of `rows`, row-major, as one run of the graph; a place is `None` where the answer is no probability.
+    pub fn score_batch(&self, rows: &[f32]) -> Result<Vec<Option<Score>>, Error> {
+        let mut scores = Vec::with_capacity(rows.len() / self.schema.columns());
+        self.lanes.run(rows, |probability| scores.push(self.platt.calibrate(probability)))?;
+        Ok(scores)
+    }
+}

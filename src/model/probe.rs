@@ -1,0 +1,85 @@
+//! The probe: golden rows, warm-up and latency, before a model may see a customer.
+
+use std::time::Instant;
+
+use super::lanes::Lanes;
+use super::{Bundle, Error};
+use crate::domain::decision::ModelId;
+use crate::domain::golden::TOLERANCE;
+use crate::domain::score::Platt;
+
+/// Single rows run on each lane to warm it up and to measure it.
+const ROUNDS: usize = 256;
+
+/// What the probe measured.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Probe {
+    /// Golden rows run.
+    pub rows: usize,
+    /// The greatest distance of a score from the trainer's, in probability.
+    pub difference_max: f64,
+    /// Median time of one row, microseconds.
+    pub row_p50_us: f64,
+    /// 99th percentile of the time of one row, microseconds.
+    pub row_p99_us: f64,
+}
+
+/// Runs every golden row through every lane, one by one and as one batch, and measures single rows.
+pub(super) fn probe(
+    id: &ModelId,
+    bundle: &Bundle,
+    lanes: &Lanes,
+    platt: Platt,
+    row_p99_us_max: u64,
+) -> Result<Probe, Error> {
+    let columns = bundle.schema.columns();
+    let vectors = &bundle.golden_vectors;
+    let mut problems = Vec::new();
+    let mut times = Vec::new();
+    let mut difference_max = 0.0_f64;
+    for mut lane in lanes.each() {
+        let mut single = Vec::with_capacity(bundle.golden.rows.len());
+        for row in vectors.chunks_exact(columns) {
+            lane.run(row, |probability| single.push(platt.calibrate(probability)))?;
+        }
+        let mut batch = Vec::with_capacity(single.len());
+        lane.run(vectors, |probability| batch.push(platt.calibrate(probability)))?;
+        for (position, row) in bundle.golden.rows.iter().enumerate() {
+            for (how, score) in [("alone", single[position]), ("in a batch", batch[position])] {
+                let Some(score) = score else {
+                    problems.push(format!("golden row {position} {how}: the answer is no probability"));
+                    continue;
+                };
+                let difference = (score.value() - row.score).abs();
+                difference_max = difference_max.max(difference);
+                if difference > TOLERANCE {
+                    problems.push(format!(
+                        "golden row {position} {how}: the score is {}, the trainer's {}",
+                        score.value(),
+                        row.score
+                    ));
+                }
+            }
+        }
+        for row in vectors.chunks_exact(columns).cycle().take(ROUNDS) {
+            let begun = Instant::now();
+            lane.run(row, |_| {})?;
+            times.push(begun.elapsed().as_nanos() as u64);
+        }
+    }
+    times.sort_unstable();
+    let quantile = |share: f64| times[((times.len() - 1) as f64 * share) as usize] as f64 / 1e3;
+    let measured =
+        Probe { rows: bundle.golden.rows.len(), difference_max, row_p50_us: quantile(0.5), row_p99_us: quantile(0.99) };
+    if measured.row_p99_us > row_p99_us_max as f64 {
+        problems
+            .push(format!("p99 of one row is {:.0} us, over the budget of {row_p99_us_max} us", measured.row_p99_us));
+    }
+    // A model that is wrong everywhere need not say so a thousand times.
+    let more = problems.len().saturating_sub(10);
+    if more > 0 {
+        problems.truncate(10);
+        problems.push(format!("and {more} more"));
+    }
+    if problems.is_empty() { Ok(measured) } else { Err(Error::Probe { model: id.clone(), problems }) }
+}
