@@ -24,6 +24,7 @@ case ${1:-} in
 esac
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 dest=${1:-$root/target/onnxruntime}
+[ "$dest" = / ] || dest=${dest%/}
 
 # --- which wheel -----------------------------------------------------------------------------------------------------
 # Pinned: what a package index serves under this version may not change unseen.

@@ -118,7 +118,8 @@ fn serve(config: &Config, entry: &Serve, runtime: &Runtime, metrics: &Metrics) -
         row_p99_us_max: config.models.probe_row_p99_us_max,
     };
     let path = config.models.dir.join(&entry.name).join(&entry.version);
-    let model = Model::load(runtime, &path, options)?;
+    let model = Model::load(runtime, &path, options)
+        .with_context(|| format!("cannot serve {} {}", entry.name, entry.version))?;
     let probe = model.probe();
     tracing::info!(
         model = model.id().name,

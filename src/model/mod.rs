@@ -27,7 +27,7 @@ use crate::domain::score::{Platt, Score};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file could not be read.
-    #[error("{path}: {source}", path = path.display())]
+    #[error("{path} cannot be read", path = path.display())]
     Io {
         /// The file or directory.
         path: PathBuf,

@@ -1,0 +1,76 @@
+# Mainstay: `make run` serves both bundled models, `make test` is what CI runs.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3
+DATA ?= ../shared/data
+CARGO ?= cargo
+
+RUNTIME := target/onnxruntime/libonnxruntime.so
+# Absolute, so that it holds whatever the working directory of a test is.
+export MAINSTAY__RUNTIME__LIBRARY ?= $(CURDIR)/$(RUNTIME)
+
+.PHONY: help
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
+
+.PHONY: run
+run: runtime ## Build release and serve both models on 127.0.0.1:8080 (admin: 127.0.0.1:8081)
+	@$(CARGO) build --release --quiet
+	@exec $${CARGO_TARGET_DIR:-target}/release/mainstay serve
+
+.PHONY: tools
+tools:
+	@command -v $(CARGO) >/dev/null || { echo "make: cargo is missing: install Rust 1.95 or newer (rustup.rs)" >&2; exit 1; }
+	@command -v cc >/dev/null || { echo "make: a C linker is missing: install gcc (Debian: apt-get install gcc libc6-dev)" >&2; exit 1; }
+
+.PHONY: runtime
+runtime: tools ## Fetch the pinned ONNX Runtime library for this platform
+	@scripts/fetch-onnxruntime.sh $(dir $(RUNTIME)) >/dev/null
+
+.PHONY: test
+test: runtime ## Everything that CI runs: format, clippy, all tests, the contract
+	$(CARGO) fmt --check
+	$(CARGO) clippy --all-targets --locked -- --deny warnings
+	$(CARGO) test --locked
+
+.PHONY: openapi
+openapi: ## Write openapi/mainstay.yaml again from the code
+	$(CARGO) run --quiet -- openapi > openapi/mainstay.yaml
+
+.PHONY: contract
+contract: runtime ## Fuzz the live server by its own contract (Schemathesis)
+	scripts/contract.sh
+
+.PHONY: metrics
+metrics: runtime ## Check the exposition of the live server with promtool
+	scripts/metrics.sh
+
+.PHONY: bench
+bench: runtime ## Micro-benchmarks: encode, infer, decide, handler
+	$(CARGO) bench --bench decide --bench handler
+
+.PHONY: load
+load: runtime ## Open-loop load test with a verdict against the SLO; ARGS="--url … --rate …"
+	$(PYTHON) benches/load.py $(ARGS)
+
+.PHONY: show-score
+show-score: ## The evidence: score all rows of DATA through a fresh clone
+	$(PYTHON) scripts/show_score.py --data $(DATA)
+
+.PHONY: image
+image: ## Build the container image and prove it by running it; ARGS=--local-base where no registry is reached
+	scripts/image.sh $(ARGS)
+
+VENV := .venv-train
+$(VENV)/done: models/train/requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+.PHONY: train
+train: $(VENV)/done ## Train all bundles again from the CSVs in DATA
+	PYTHONPATH=models $(VENV)/bin/python -B -m train --data $(DATA) --out models
+
+.PHONY: train-test
+train-test: $(VENV)/done ## Test the trainer
+	PYTHONPATH=models $(VENV)/bin/python -B -m unittest train.test_train

@@ -1,0 +1,58 @@
+//! The way of one decision below HTTP: record to row (`encode`), row to score (`infer`), and all of it (`decide`).
+//! What HTTP adds is in `handler`; what a network and other callers add is in `load.py`.
+
+mod customers;
+
+use std::hint::black_box;
+
+use criterion::{Criterion, Throughput};
+
+/// Rows of one run, as `Engine::decide_batch` takes them.
+const BATCH_ROWS: usize = 512;
+
+fn main() {
+    let mut criterion = Criterion::default().configure_from_args();
+    let service = customers::Service::start();
+    for name in customers::BUNDLES {
+        measure(&mut criterion, &service, name);
+    }
+    criterion.final_summary();
+}
+
+fn measure(criterion: &mut Criterion, service: &customers::Service, name: &str) {
+    let serving = service.serving(name);
+    let model = &serving.model;
+    let columns = model.schema().columns();
+    let records = customers::records(model);
+    let rows = customers::rows(model, &records);
+
+    criterion.bench_function(&format!("encode/{name}"), |bencher| {
+        let mut records = records.iter().cycle();
+        let mut row = vec![0.0; columns];
+        bencher.iter(|| {
+            let record = records.next().expect("a cycle");
+            model.schema().vectorize(black_box(&record.features), black_box(&mut row)).expect("a legal customer");
+        });
+    });
+
+    criterion.bench_function(&format!("infer/{name}"), |bencher| {
+        let mut rows = rows.chunks_exact(columns).cycle();
+        bencher.iter(|| model.score(black_box(rows.next().expect("a cycle"))).expect("a score"));
+    });
+
+    let mut batch = criterion.benchmark_group("infer-batch-512");
+    batch.throughput(Throughput::Elements(BATCH_ROWS as u64));
+    batch.bench_function(name, |bencher| {
+        let mut batches = rows.chunks_exact(BATCH_ROWS * columns).cycle();
+        bencher.iter(|| model.score_batch(black_box(batches.next().expect("a cycle"))).expect("scores"));
+    });
+    batch.finish();
+
+    criterion.bench_function(&format!("decide/{name}"), |bencher| {
+        let mut records = records.iter().cycle();
+        bencher.iter(|| {
+            let record = records.next().expect("a cycle");
+            service.engine.decide(&serving, black_box(record)).expect("a decision")
+        });
+    });
+}

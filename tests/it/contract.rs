@@ -1,0 +1,41 @@
+//! The contract: the committed one is the code's, and the served one tells of every model.
+
+use serde_json::{Value, json};
+
+use crate::service::shared;
+
+#[test]
+fn the_committed_contract_is_the_one_of_the_code() {
+    let committed = std::fs::read_to_string("openapi/mainstay.yaml").unwrap_or_default();
+    assert!(
+        committed == mainstay::http::contract_yaml(),
+        "openapi/mainstay.yaml is stale: run `make openapi` and commit it"
+    );
+}
+
+#[tokio::test]
+async fn the_served_contract_has_every_feature_of_every_model() {
+    let contract = shared().get("/openapi.json").await.json();
+    for model in ["telco-churn", "mlc-churn"] {
+        let card = shared().get(&format!("/v1/models/{model}")).await.json()["card"].clone();
+        let schema = &contract["components"]["schemas"][format!("Features.{model}")];
+        assert_eq!(schema["additionalProperties"], json!(false));
+        for feature in card["features"].as_array().expect("features") {
+            let name = feature["name"].as_str().expect("a name");
+            assert!(schema["properties"][name]["type"] != Value::Null, "{model}: {name}");
+        }
+        assert!(contract["paths"][format!("/v1/models/{model}/score")]["post"].is_object());
+    }
+    let default = &contract["paths"]["/v1/score"]["post"]["requestBody"]["content"]["application/json"]["schema"];
+    assert_eq!(default, &json!({"$ref": "#/components/schemas/Customer.telco-churn"}));
+}
+
+#[tokio::test]
+async fn the_example_of_the_contract_is_answered() {
+    let contract = shared().get("/openapi.json").await.json();
+    for (path, schema) in [("/v1/score", "Customer.telco-churn"), ("/v1/models/mlc-churn/score", "Customer.mlc-churn")]
+    {
+        let example = &contract["components"]["schemas"][schema]["examples"][0];
+        assert_eq!(shared().post(path, example).await.status, 200, "{example}");
+    }
+}

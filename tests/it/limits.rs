@@ -1,0 +1,76 @@
+//! Bounds of load and time: what is over them is told to wait, and the rest is answered.
+
+use std::io::Write;
+
+use serde_json::json;
+
+use crate::service::{Service, customer, raw, read_to_end};
+
+const HEAD: &str = "POST /v1/score HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 400\r\nconnection: close\r\n\r\n{";
+
+#[tokio::test]
+async fn a_request_too_many_is_shed_and_health_still_answers() {
+    let service = Service::start(&["limits.in_flight_max=1", "server.workers=1"]);
+    let mut slow = service.connect();
+    slow.write_all(HEAD.as_bytes()).expect("written");
+    let mut answer = service.post("/v1/score", &customer()).await;
+    while answer.status == 200 {
+        answer = service.post("/v1/score", &customer()).await;
+    }
+    assert_eq!((answer.status, answer.code().as_str(), answer.header("retry-after")), (503, "overloaded", "1"));
+    assert_eq!((service.get("/livez").await.status, service.get("/readyz").await.status), (200, 200));
+    drop(slow);
+    while service.post("/v1/score", &customer()).await.status != 200 {}
+}
+
+#[tokio::test]
+async fn a_batch_too_many_is_shed() {
+    let service = Service::start(&["limits.batches_max=1"]);
+    let mut slow = service.connect();
+    let head = HEAD.replace("/v1/score", "/v1/score/batch").replace("application/json", "application/x-ndjson");
+    slow.write_all(head.as_bytes()).expect("written");
+    let mut answer = service.post("/v1/score/batch", &json!([])).await;
+    while answer.status == 200 {
+        answer = service.post("/v1/score/batch", &json!([])).await;
+    }
+    assert_eq!((answer.status, answer.code().as_str()), (503, "overloaded"));
+    assert_eq!(service.post("/v1/score", &customer()).await.status, 200);
+}
+
+#[test]
+fn a_body_that_stalls_is_given_up() {
+    let service = Service::start(&["limits.body_timeout_ms=50"]);
+    let answer = raw(&service, HEAD.as_bytes());
+    assert!(answer.starts_with("HTTP/1.1 408 ") && answer.contains("request_timeout"), "{answer}");
+    let answer = raw(
+        &service,
+        HEAD.replace("/v1/score", "/v1/score/batch").replace("application/json", "application/x-ndjson").as_bytes(),
+    );
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("request_timeout"), "{answer}");
+}
+
+#[test]
+fn a_head_that_stalls_or_is_too_large_is_given_up() {
+    let service = Service::start(&["server.head_timeout_ms=50"]);
+    let answer = raw(&service, b"POST /v1/score HTTP/1.1\r\nhost: x\r\n");
+    assert!(!answer.contains("200"), "{answer}");
+    let huge = format!("GET /livez HTTP/1.1\r\nhost: x\r\nx-much: {}\r\n\r\n", "x".repeat(40_000));
+    let mut stream = service.connect();
+    // The other side may close before it has read everything.
+    let _ = stream.write_all(huge.as_bytes());
+    let answer = std::panic::catch_unwind(move || read_to_end(&mut stream)).unwrap_or_default();
+    assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 431 "), "{answer}");
+}
+
+#[test]
+fn a_connection_too_many_is_closed() {
+    let service = Service::start(&["server.connections_max=1"]);
+    let mut first = service.connect();
+    first.write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n").expect("written");
+    let mut buffer = [0; 16];
+    std::io::Read::read_exact(&mut first, &mut buffer).expect("an answer");
+    assert_eq!(&buffer, b"HTTP/1.1 200 OK\r");
+    let mut second = service.connect();
+    let closed = std::io::Read::read(&mut second, &mut buffer);
+    assert!(matches!(closed, Ok(0)) || closed.is_err(), "{closed:?}");
+}

@@ -1,0 +1,12 @@
+//! Integration tests: the real server with the real bundles on port 0, spoken to over TCP. One binary, so that ONNX Runtime
+//! is loaded once.
+
+mod batch;
+mod bundle;
+mod contract;
+mod health;
+mod limits;
+mod problems;
+mod score;
+mod service;
+mod startup;

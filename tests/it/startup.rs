@@ -1,0 +1,165 @@
+//! Starting, or not: each thing that can be missing or wrong is one clear line, with its exit code, and never a panic.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+use crate::service::customer;
+
+fn mainstay(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mainstay"));
+    command.args(arguments).stdin(Stdio::null());
+    command
+}
+
+/// Exit code and standard error of a start that fails.
+fn failed(arguments: &[&str]) -> (i32, String) {
+    let Output { status, stderr, .. } = mainstay(arguments).output().expect("a run");
+    let text = String::from_utf8_lossy(&stderr).into_owned();
+    assert!(!text.contains("panicked") && !text.contains("backtrace"), "{text}");
+    // What was logged on the way is not the message.
+    let message = text.lines().filter(|line| !line.starts_with('{')).collect::<Vec<_>>().join("\n");
+    (status.code().expect("an exit code"), message)
+}
+
+const PORTS: [&str; 4] = ["--set", "http.listen=127.0.0.1:0", "--set", "admin.listen=127.0.0.1:0"];
+
+fn serve_with(setting: &str) -> (i32, String) {
+    failed(&[["serve"].as_slice(), &PORTS, &["--set", setting]].concat())
+}
+
+#[test]
+fn a_missing_library_is_one_line_with_the_way_out() {
+    let (code, text) = serve_with("runtime.library=/nowhere/libonnxruntime.so");
+    assert_eq!(code, 69);
+    assert_eq!(
+        text,
+        "mainstay: ONNX Runtime at /nowhere/libonnxruntime.so: No such file or directory (os error 2); run `make runtime`, or point runtime.library at libonnxruntime.so"
+    );
+}
+
+#[test]
+fn a_broken_library_is_one_line_too() {
+    let library = std::env::var("MAINSTAY__RUNTIME__LIBRARY").expect("the library");
+    let bytes = std::fs::read(library).expect("the library");
+    let directory = tempfile::tempdir().expect("a directory");
+    for (name, bytes, told) in [
+        ("empty.so", &[][..], "is not a 64-bit ELF shared library"),
+        (
+            "text.so",
+            &b"not a library at all, but longer than sixty-four bytes of an ELF header"[..],
+            "is not a 64-bit ELF shared library",
+        ),
+        ("cut.so", &bytes[..bytes.len() / 2], "is truncated"),
+    ] {
+        let path = directory.path().join(name);
+        std::fs::write(&path, bytes).expect("written");
+        let (code, text) = serve_with(&format!("runtime.library={}", path.display()));
+        assert_eq!((code, text.lines().count()), (69, 1), "{text}");
+        assert!(text.contains(told), "{text}");
+    }
+    // A whole library that is another one.
+    let other = ["/lib/x86_64-linux-gnu/libm.so.6", "/lib/aarch64-linux-gnu/libm.so.6", "/lib64/libm.so.6"];
+    let other = other.into_iter().find(|path| std::path::Path::new(path).exists()).expect("the C library");
+    let (code, text) = serve_with(&format!("runtime.library={other}"));
+    assert_eq!((code, text.lines().count()), (69, 1), "{text}");
+}
+
+#[test]
+fn a_missing_model_and_policy_are_told() {
+    let (code, text) = serve_with("models.serve=[{ name = \"telco-churn\", version = \"9.9.9\" }]");
+    assert_eq!(
+        (code, text.as_str()),
+        (
+            69,
+            "mainstay: cannot serve telco-churn 9.9.9: models/telco-churn/9.9.9 cannot be read: No such file or directory (os error 2)"
+        )
+    );
+    let (code, text) = serve_with("models.policy=nowhere.toml");
+    assert_eq!(code, 69);
+    assert!(text.contains("cannot read the policy nowhere.toml"), "{text}");
+}
+
+#[test]
+fn every_problem_of_a_configuration_is_told_before_a_port_is_bound() {
+    let (code, text) = failed(&["serve", "--set", "http.lisen=x", "--set", "limits.depth_max=0"]);
+    assert_eq!(code, 64);
+    assert!(text.contains("did you mean \"http.listen\"?") && text.contains("limits.depth_max"), "{text}");
+    assert_eq!(failed(&["serv"]).0, 64);
+}
+
+#[test]
+fn a_port_in_use_is_told() {
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = taken.local_addr().expect("an address");
+    let (code, text) = serve_with(&format!("http.listen={address}"));
+    assert_eq!(code, 69);
+    assert!(
+        text.contains(&format!("cannot listen on {address}; stop what listens there, or set http.listen")),
+        "{text}"
+    );
+}
+
+#[test]
+fn verify_checks_offline() {
+    let run = |arguments: &[&str]| {
+        let output = mainstay(arguments).output().expect("a run");
+        (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let (code, text) = run(&["verify", "bundle", "models/telco-churn/1.0.0"]);
+    assert_eq!(code, Some(0));
+    assert!(text.starts_with("telco-churn 1.0.0: a legal bundle"), "{text}");
+    assert_eq!(run(&["verify", "policy", "models/policy/four-bands.toml"]).0, Some(0));
+    assert_eq!(run(&["verify", "config", "src/default.toml"]).0, Some(0));
+    assert_eq!(failed(&["verify", "policy", "Cargo.toml"]).0, 65);
+    assert_eq!(failed(&["verify", "bundle", "models/policy"]).0, 65);
+    assert_eq!(failed(&["verify", "config", "models/policy/default.toml"]).0, 64);
+}
+
+#[test]
+fn health_tells_by_its_exit_code() {
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let free = taken.local_addr().expect("an address");
+    drop(taken);
+    assert_eq!(failed(&["health", "--set", &format!("http.listen={free}")]).0, 69);
+    let service = crate::service::shared();
+    let set = format!("http.listen={}", service.data);
+    assert!(mainstay(&["health", "--set", &set]).output().expect("a run").status.success());
+}
+
+/// The whole life of the process: ready, a bad and a good request, SIGTERM, exit code 0. Nothing personal is in its log.
+#[tokio::test]
+async fn the_process_starts_answers_and_stops_and_logs_nothing_personal() {
+    let log = [["serve"].as_slice(), &PORTS, &["--set", "log.request_share=1.0", "--set", "log.level=debug"]].concat();
+    let mut process = mainstay(&log).stderr(Stdio::piped()).spawn().expect("a start");
+    let mut lines = BufReader::new(process.stderr.take().expect("its log")).lines();
+    let mut logged = String::new();
+    let ready: Value = loop {
+        let line = lines.next().expect("a ready line").expect("text");
+        logged += &line;
+        let line: Value = serde_json::from_str(&line).expect("a line is JSON");
+        if line["message"] == "ready" {
+            break line;
+        }
+    };
+    let secret = "very-personal-value";
+    let client = reqwest::Client::new();
+    let url = format!("http://{}/v1/score", ready["http"].as_str().expect("an address"));
+    let mut good = customer();
+    good["customer_id"] = secret.into();
+    let mut bad = good.clone();
+    bad["features"]["tenure"] = secret.into();
+    for (body, status) in [(&good, 200), (&bad, 422)] {
+        assert_eq!(client.post(&url).json(body).send().await.expect("an answer").status(), status);
+    }
+    let metrics = client.get(format!("http://{}/metrics", ready["admin"].as_str().expect("an address")));
+    let metrics = metrics.send().await.expect("an answer").text().await.expect("text");
+    assert!(Command::new("kill").arg(process.id().to_string()).status().expect("kill").success());
+    logged.extend(lines.map(|line| line.expect("text") + "\n"));
+    assert_eq!(process.wait().expect("an end").code(), Some(0));
+    assert!(logged.contains("\"status\":422") && logged.contains("stopped"), "{logged}");
+    assert!(!logged.contains(secret) && !metrics.contains(secret));
+    std::io::stdout().flush().expect("flushed");
+}
