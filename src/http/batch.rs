@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use axum::body::{Body, Bytes};
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::header::{CONTENT_TYPE, HeaderValue};
 use axum::http::{HeaderMap, Response};
@@ -68,11 +69,11 @@ pub(super) async fn score_batch(
 )]
 pub(super) async fn score_batch_with_model(
     state: State<Shared>,
-    Path(model): Path<String>,
+    model: Result<Path<String>, PathRejection>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response<Body>, Problem> {
-    answer(state, Some(&model), headers, body).await
+    answer(state, Some(&model?.0), headers, body).await
 }
 
 async fn answer(

@@ -2,6 +2,7 @@
 
 use axum::Json;
 use axum::body::Body;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::Response;
 use axum::response::IntoResponse;
@@ -27,11 +28,15 @@ pub(super) async fn models(State(shared): State<Shared>) -> Response<Body> {
     params(("model" = String, Path, description = "The name of a model in service")),
     responses(
         (status = 200, description = "The model", body = wire::ModelDetail),
+        (status = 400, description = "The path is not UTF-8", body = problem::Document, content_type = "application/problem+json"),
         (status = 404, description = "No such model is in service", body = problem::Document, content_type = "application/problem+json"),
     )
 )]
-pub(super) async fn model(State(shared): State<Shared>, Path(model): Path<String>) -> Result<Response<Body>, Problem> {
-    let serving = shared.engine.serving(Some(&model))?;
+pub(super) async fn model(
+    State(shared): State<Shared>,
+    model: Result<Path<String>, PathRejection>,
+) -> Result<Response<Body>, Problem> {
+    let serving = shared.engine.serving(Some(&model?.0))?;
     let default = std::sync::Arc::ptr_eq(shared.engine.catalogue().default_serving(), &serving);
     Ok(Json(wire::ModelDetail::new(&serving, default)).into_response())
 }

@@ -4,6 +4,7 @@
 use std::borrow::Cow;
 
 use axum::body::Body;
+use axum::extract::rejection::PathRejection;
 use axum::http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use axum::http::{Response, StatusCode};
 use axum::response::IntoResponse;
@@ -21,6 +22,7 @@ pub(super) enum Code {
     MalformedJson,
     TooDeep,
     IncompleteBody,
+    MalformedPath,
     InvalidRequest,
     BodyTooLarge,
     TooManyRows,
@@ -41,6 +43,7 @@ impl Code {
             Code::MalformedJson => (StatusCode::BAD_REQUEST, "malformed_json", "The body is not JSON"),
             Code::TooDeep => (StatusCode::BAD_REQUEST, "too_deep", "The body has too many levels"),
             Code::IncompleteBody => (StatusCode::BAD_REQUEST, "incomplete_body", "The body ended early"),
+            Code::MalformedPath => (StatusCode::BAD_REQUEST, "malformed_path", "The path is not UTF-8"),
             Code::InvalidRequest => {
                 (StatusCode::UNPROCESSABLE_ENTITY, "invalid_request", "The request breaks the contract")
             }
@@ -151,6 +154,12 @@ impl From<engine::Error> for Problem {
                 Problem::new(Code::ModelFailed, "the model could not score this customer").caused_by(cause)
             }
         }
+    }
+}
+
+impl From<PathRejection> for Problem {
+    fn from(_: PathRejection) -> Self {
+        Problem::new(Code::MalformedPath, "percent-encoded bytes of a path have to be UTF-8")
     }
 }
 

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use axum::body::Body;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::header::{CONTENT_TYPE, HeaderValue};
 use axum::http::{HeaderMap, Response};
@@ -46,11 +47,11 @@ pub(super) async fn score(state: State<Shared>, headers: HeaderMap, body: Body) 
 )]
 pub(super) async fn score_with_model(
     state: State<Shared>,
-    Path(model): Path<String>,
+    model: Result<Path<String>, PathRejection>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response<Body>, Problem> {
-    answer(state, Some(&model), headers, body).await
+    answer(state, Some(&model?.0), headers, body).await
 }
 
 async fn answer(

@@ -1,0 +1,88 @@
+"""What Schemathesis cannot know of a batch: that it is judged row by row, and how NDJSON is written."""
+
+import json
+from functools import lru_cache
+from pathlib import Path
+
+import jsonschema_rs
+import schemathesis
+from hypothesis import strategies as st
+
+NDJSON = "application/x-ndjson"
+CUSTOMER = json.loads((Path(__file__).parent.parent / "data/customer.json").read_text())
+
+values = st.none() | st.booleans() | st.integers(-10, 10_000) | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8)
+
+
+@st.composite
+def line(draw):
+    """A customer as it should be, one with a value changed, taken away or added, or no customer at all."""
+    kind = draw(st.sampled_from(["whole", "changed", "less", "more", "value", "noise"]))
+    if kind == "noise":
+        return draw(st.binary(max_size=24)).replace(b"\n", b" ")
+    if kind == "value":
+        return json.dumps(draw(values)).encode()
+    features = dict(CUSTOMER["features"])
+    name = draw(st.sampled_from(sorted(features)))
+    if kind == "changed":
+        features[name] = draw(values)
+    elif kind == "less":
+        del features[name]
+    elif kind == "more":
+        features[draw(st.text(max_size=8))] = draw(values)
+    customer = {"customer_id": draw(st.text(max_size=4)) if kind == "changed" else "C-1", "features": features}
+    return json.dumps(customer, ensure_ascii=draw(st.booleans())).encode()
+
+
+ends = st.sampled_from([b"\n", b"\r\n", b"\n\n"])
+schemathesis.openapi.media_type(NDJSON, st.lists(st.tuples(line(), ends).map(b"".join), max_size=12).map(b"".join))
+
+
+@schemathesis.check
+def every_row_is_judged(ctx, response, case):
+    """An answered batch has an item for each row, in its place: a problem for a row that breaks the row's schema, a decision
+    for one that does not. (By the generic path, a row that keeps the schema may still break the model's dictionary.)"""
+    if not case.operation.path.endswith("/batch") or response.status_code != 200:
+        return
+    document = case.operation.schema.raw_schema
+    body = response.request.body or b""
+    body = body.encode() if isinstance(body, str) else body
+    if response.request.headers.get("Content-Type", "").startswith(NDJSON):
+        # What JSON takes for white space; an empty line is no row.
+        rows = [_parsed(text) for text in body.split(b"\n") if text.strip(b" \t\r\f\v")]
+        items = [json.loads(text) for text in response.content.splitlines()]
+    else:
+        rows = [(True, row) for row in json.loads(body)]
+        items = response.json()["results"]
+    if len(items) != len(rows):
+        raise AssertionError(f"{len(rows)} rows have {len(items)} answers")
+    row_schema = document["paths"][case.operation.path]["post"]["requestBody"]["content"]["application/json"]["schema"]["items"]
+    legal_row, legal_item = _validator(_key(document, row_schema["$ref"])), _validator(_key(document, "#/components/schemas/Item"))
+    generic = "{model}" in case.operation.path
+    for number, ((is_json, row), item) in enumerate(zip(rows, items)):
+        if not legal_item.is_valid(item):
+            raise AssertionError(f"the answer to row {number} breaks the schema of an item: {item}")
+        legal, decided = is_json and legal_row.is_valid(row), "decision_id" in item
+        if decided and not legal:
+            raise AssertionError(f"row {number} breaks its schema and was decided on: {row}")
+        if legal and not decided and not generic:
+            raise AssertionError(f"row {number} keeps its schema and was refused: {row}: {item}")
+        if not decided and not 400 <= item["status"] < 500:
+            raise AssertionError(f"row {number} made the server fail: {row}: {item}")
+
+
+def _parsed(text):
+    """Whether the text is JSON, and its value. Python also reads NaN and infinities, which JSON has not."""
+    try:
+        return True, json.loads(text.decode("utf-8"), parse_constant=lambda name: [][0])
+    except (ValueError, IndexError, RecursionError):
+        return False, None
+
+
+def _key(document, reference):
+    return json.dumps({"$ref": reference, "components": document["components"]}, sort_keys=True)
+
+
+@lru_cache
+def _validator(schema):
+    return jsonschema_rs.Draft202012Validator(json.loads(schema))
