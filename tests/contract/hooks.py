@@ -48,8 +48,8 @@ def every_row_is_judged(ctx, response, case):
     body = response.request.body or b""
     body = body.encode() if isinstance(body, str) else body
     if response.request.headers.get("Content-Type", "").startswith(NDJSON):
-        # What JSON takes for white space; an empty line is no row.
-        rows = [_parsed(text) for text in body.split(b"\n") if text.strip(b" \t\r\f\v")]
+        # An empty line is no row, and a line of ASCII white space is empty.
+        rows = [_parsed(text) for text in body.split(b"\n") if text.strip(b" \t\r\f")]
         items = [json.loads(text) for text in response.content.splitlines()]
     else:
         rows = [(True, row) for row in json.loads(body)]

@@ -4,7 +4,7 @@ use std::io::Write;
 
 use serde_json::json;
 
-use crate::service::{Service, customer, read_to_end, shared};
+use crate::service::{Service, customer, read_to_end, shared, until};
 
 #[tokio::test]
 async fn both_planes_say_that_they_are_well() {
@@ -88,16 +88,10 @@ async fn a_stop_lets_requests_in_flight_end() {
     );
     let mut stream = service.connect();
     stream.write_all(format!("{head}{first}").as_bytes()).expect("written");
-    // Answered after the half request was taken: both were handed over by the same thread.
-    while !service.get_admin("/metrics").await.text.contains("mainstay_http_connections 2") {
-        service.get("/livez").await;
-    }
+    service.wait_in_flight(1).await;
     service.begin_stop();
-    let mut seen = service.get("/readyz").await;
-    while seen.status == 200 {
-        seen = service.get("/readyz").await;
-    }
-    assert_eq!((seen.status, seen.json()["status"].as_str()), (503, Some("draining")));
+    until(async || service.get("/readyz").await.status == 503).await;
+    assert_eq!(service.get_admin("/readyz").await.json()["status"], "draining");
     stream.write_all(second.as_bytes()).expect("written");
     let answer = read_to_end(&mut stream);
     assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("decision_id"), "{answer}");
@@ -114,6 +108,6 @@ async fn a_stop_is_bounded() {
             b"POST /v1/score HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{",
         )
         .expect("written");
-    while !service.get_admin("/metrics").await.text.contains("mainstay_http_requests_in_flight 2") {}
+    service.wait_in_flight(1).await;
     service.wait();
 }

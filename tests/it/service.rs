@@ -81,6 +81,12 @@ impl Service {
         send(method, format!("http://{}{path}", self.data), &[], Vec::new()).await
     }
 
+    /// Waits until the service is answering `count` requests, besides the one that asks.
+    pub(crate) async fn wait_in_flight(&self, count: usize) {
+        let line = format!("mainstay_http_requests_in_flight {}", count + 1);
+        until(async || self.get_admin("/metrics").await.text.lines().any(|found| found == line)).await;
+    }
+
     /// A connection to write on by hand.
     pub(crate) fn connect(&self) -> TcpStream {
         let stream = TcpStream::connect(self.data).expect("a connection");
@@ -130,6 +136,16 @@ async fn send(method: Method, url: String, headers: &[(&str, &str)], body: Vec<u
     let response = request.body(body).send().await.expect("an answer");
     let (status, headers) = (response.status().as_u16(), response.headers().clone());
     Answer { status, headers, text: response.text().await.expect("text") }
+}
+
+/// Asks until the answer is yes; fails after half a minute, so that a wrong answer is not a test that hangs.
+pub(crate) async fn until(condition: impl AsyncFn() -> bool) {
+    let asked = async {
+        while !condition().await {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), asked).await.expect("it did not come about");
 }
 
 /// Writes `text` on a fresh connection and reads until the other side closes it.
