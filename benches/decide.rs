@@ -26,7 +26,7 @@ fn measure(criterion: &mut Criterion, service: &customers::Service, name: &str) 
     let records = customers::records(model);
     let rows = customers::rows(model, &records);
 
-    criterion.bench_function(&format!("encode/{name}"), |bencher| {
+    criterion.benchmark_group("encode").bench_function(name, |bencher| {
         let mut records = records.iter().cycle();
         let mut row = vec![0.0; columns];
         bencher.iter(|| {
@@ -35,7 +35,7 @@ fn measure(criterion: &mut Criterion, service: &customers::Service, name: &str) 
         });
     });
 
-    criterion.bench_function(&format!("infer/{name}"), |bencher| {
+    criterion.benchmark_group("infer").bench_function(name, |bencher| {
         let mut rows = rows.chunks_exact(columns).cycle();
         bencher.iter(|| model.score(black_box(rows.next().expect("a cycle"))).expect("a score"));
     });
@@ -48,7 +48,7 @@ fn measure(criterion: &mut Criterion, service: &customers::Service, name: &str) 
     });
     batch.finish();
 
-    criterion.bench_function(&format!("decide/{name}"), |bencher| {
+    criterion.benchmark_group("decide").bench_function(name, |bencher| {
         let mut records = records.iter().cycle();
         bencher.iter(|| {
             let record = records.next().expect("a cycle");

@@ -29,7 +29,7 @@ fn main() {
         let bodies = customers::bodies(&customers::records(&service.serving(name).model));
         for (what, router) in [("bound", &bound), ("handler", &ours)] {
             let mut bodies = bodies.iter().cycle();
-            criterion.bench_function(&format!("{what}/{name}"), |bencher| {
+            criterion.benchmark_group(what).bench_function(name, |bencher| {
                 bencher.iter_batched(
                     || request(path, bodies.next().expect("a cycle")),
                     |request| runtime.block_on(answer(router.clone(), request)),

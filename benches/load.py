@@ -101,7 +101,7 @@ def load_generator() -> pathlib.Path:
     if not oha.exists() or f"oha {OHA_VERSION}" != output([oha, "--version"]).strip():
         note(f"building oha {OHA_VERSION} into {TOOLS}: some minutes, once")
         install = ["cargo", "install", "oha", "--version", OHA_VERSION, "--locked"]
-        run(install + ["--root", TOOLS, "--target-dir", TOOLS / "build"])
+        run(install + ["--root", TOOLS])
     return oha
 
 
@@ -220,7 +220,8 @@ def saturate(oha: pathlib.Path, url: str, bodies: pathlib.Path, asked: argparse.
     found = measure(oha, url, bodies, asked.connections, ["-z", f"{asked.seconds}s"])
     good, failures = outcomes(found)
     print(f"rate   {good / found['summary']['total']:10.1f} /s, answered well{failures}")
-    print(f"p50    {found['latencyPercentiles']['p50'] * 1e3:10.3f} ms, of a closed loop: not what a caller at a rate sees")
+    p50 = found["latencyPercentiles"]["p50"] * 1e3
+    print(f"p50    {p50:10.3f} ms, of a closed loop: not what a caller at a rate sees")
     return 0
 
 

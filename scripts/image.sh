@@ -313,7 +313,7 @@ choose_run_flags() {
             confinement+=("$flag")
           fi
         done
-        say confinement "${confinement[*]:-none that this engine allows}${runtime:+, runtime $runtime}, network $network"
+        say confinement "${confinement[*]:-none that this engine allows} (network: $network${runtime:+, --runtime $runtime}${limits:+, $limits})"
         return 0
       done
     done

@@ -120,28 +120,30 @@ fn serve(configured: Configured) -> anyhow::Result<()> {
         tracing::error!(place, message, "panic");
     }));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
+    let entered = runtime.enter();
+    // Before anything else is started: who is told to stop while it starts has to end as well as one that is ready.
+    let stop = stop_signal()?;
+    drop(entered);
     let app = App::start(config)?;
-    runtime.block_on(app.run(stop_signal()?));
+    runtime.block_on(app.run(stop));
     Ok(())
 }
 
-/// Done at the first SIGTERM or SIGINT; a second one ends the process at once.
+/// Done at the first SIGTERM or SIGINT; a second one ends the process at once. Has to be called inside a runtime.
 fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
-    use tokio::signal::unix::{SignalKind, signal};
-    Ok(async {
-        let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-        else {
-            return std::future::pending().await;
-        };
+    use tokio::signal::unix::{Signal, SignalKind, signal};
+    async fn either(terminate: &mut Signal, interrupt: &mut Signal) {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
+    }
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for signals")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;
+    Ok(async move {
+        either(&mut terminate, &mut interrupt).await;
         tokio::spawn(async move {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
+            either(&mut terminate, &mut interrupt).await;
             std::process::exit(130);
         });
     })

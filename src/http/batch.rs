@@ -35,11 +35,8 @@ const STREAM_ROWS: usize = 512;
     request_body(content((Vec<wire::Customer> = "application/json"), (String = "application/x-ndjson"))),
     responses(
         (status = 200, description = "An answer per row, in order", content((wire::Batch = "application/json"), (String = "application/x-ndjson"))),
-        (status = 400, description = "The body is not a JSON array", body = problem::Document, content_type = "application/problem+json"),
-        (status = 413, description = "The body is too large", body = problem::Document, content_type = "application/problem+json"),
-        (status = 415, description = "The content type is not supported", body = problem::Document, content_type = "application/problem+json"),
         (status = 422, description = "The body is not an array", body = problem::Document, content_type = "application/problem+json"),
-        (status = 503, description = "The service is at its limit", body = problem::Document, content_type = "application/problem+json"),
+        problem::Refused,
     )
 )]
 pub(super) async fn score_batch(
@@ -59,12 +56,9 @@ pub(super) async fn score_batch(
     request_body(content((Vec<wire::Customer> = "application/json"), (String = "application/x-ndjson"))),
     responses(
         (status = 200, description = "An answer per row, in order", content((wire::Batch = "application/json"), (String = "application/x-ndjson"))),
-        (status = 400, description = "The body is not a JSON array", body = problem::Document, content_type = "application/problem+json"),
         (status = 404, description = "No such model is in service", body = problem::Document, content_type = "application/problem+json"),
-        (status = 413, description = "The body is too large", body = problem::Document, content_type = "application/problem+json"),
-        (status = 415, description = "The content type is not supported", body = problem::Document, content_type = "application/problem+json"),
         (status = 422, description = "The body is not an array", body = problem::Document, content_type = "application/problem+json"),
-        (status = 503, description = "The service is at its limit", body = problem::Document, content_type = "application/problem+json"),
+        problem::Refused,
     )
 )]
 pub(super) async fn score_batch_with_model(
@@ -244,7 +238,7 @@ impl Job {
     fn lines(&self, chunk: &[u8]) -> Bytes {
         let mut text = Vec::with_capacity(chunk.len() + 448);
         let mut timing = Timing { parse: Default::default(), stages: Stages::default(), single: false };
-        let lines = chunk.split(|byte| *byte == b'\n').filter(|line| !line.trim_ascii().is_empty());
+        let lines = chunk.split(|byte| *byte == b'\n').filter(|line| !line.iter().all(|byte| b" \t\r".contains(byte)));
         self.decide(lines, b"\n", &mut text, &mut timing);
         if !text.is_empty() {
             text.push(b'\n');

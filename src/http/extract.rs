@@ -1,6 +1,7 @@
 //! From the bytes of a body to a record: media type, size, time, JSON, and the envelope `{customer_id, features, context?}`.
 //! Whether the features are legal is the model's business.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
@@ -112,12 +113,8 @@ pub(super) fn record<'a>(
     if context.len() > CONTEXT_MAX {
         let expected = format!("at most {CONTEXT_MAX} entries");
         violations.push(Violation::new("/context", violation::Code::TooMany, expected));
-    } else if let Some((key, _)) = context
-        .iter()
-        .enumerate()
-        .find_map(|(at, entry)| context[..at].iter().any(|(earlier, _)| *earlier == entry.0).then_some(entry))
-    {
-        violations.push(Violation::new(pointer("/context", key), violation::Code::Duplicate, "one value"));
+    } else {
+        repeated(&context, "/context", &mut violations);
     }
     let record = Record { customer_id, features, context };
     if violations.is_empty() {
@@ -139,4 +136,18 @@ fn entries<'a>(value: Option<Value<'a>>, place: &str, required: bool, violations
     };
     violations.push(Violation::new(place, code, "an object"));
     Entries::new()
+}
+
+/// Tells of every repeated key of `entries` and of the objects in them; the features are judged by their schema.
+fn repeated(entries: &Entries, place: &str, violations: &mut Vec<Violation>) {
+    let mut seen = HashSet::new();
+    for (key, value) in entries {
+        let here = pointer(place, key);
+        if let Value::Map(inner) = value {
+            repeated(inner, &here, violations);
+        }
+        if !seen.insert(key) && violations.len() < LISTED_MAX {
+            violations.push(Violation::new(here, violation::Code::Duplicate, "one value"));
+        }
+    }
 }

@@ -145,7 +145,7 @@ pub fn contract_yaml() -> String {
 
 /// Every route of the data plane that the contract tells of.
 fn routes() -> OpenApiRouter<Shared> {
-    scoring().merge(standing())
+    scoring().merge(reading()).merge(health())
 }
 
 /// The routes that are shed under load.
@@ -155,12 +155,15 @@ fn scoring() -> OpenApiRouter<Shared> {
         .routes(routes!(score::score_with_model))
         .routes(routes!(batch::score_batch))
         .routes(routes!(batch::score_batch_with_model))
-        .routes(routes!(models::models))
-        .routes(routes!(models::model))
 }
 
-/// The routes that answer whatever the load.
-fn standing() -> OpenApiRouter<Shared> {
+/// The routes that only tell: answered whatever the load.
+fn reading() -> OpenApiRouter<Shared> {
+    OpenApiRouter::new().routes(routes!(models::models)).routes(routes!(models::model))
+}
+
+/// The routes of both planes.
+fn health() -> OpenApiRouter<Shared> {
     OpenApiRouter::new().routes(routes!(health::livez)).routes(routes!(health::readyz)).routes(routes!(health::version))
 }
 
@@ -173,7 +176,8 @@ pub fn data_plane(shared: &Shared) -> Router {
     let page = utoipa_swagger_ui::SwaggerUi::new("/docs").config(utoipa_swagger_ui::Config::from("/openapi.json"));
     let router = Router::from(scoring())
         .layer(shed)
-        .merge(Router::from(standing()))
+        .merge(Router::from(reading()))
+        .merge(Router::from(health()))
         .route("/openapi.json", axum::routing::get(openapi::openapi))
         .merge(page);
     finish(router, shared)
@@ -181,7 +185,7 @@ pub fn data_plane(shared: &Shared) -> Router {
 
 /// The admin plane: what operators and their tools call.
 pub fn admin_plane(shared: &Shared) -> Router {
-    finish(Router::from(standing()).route("/metrics", axum::routing::get(admin::metrics)), shared)
+    finish(Router::from(health()).route("/metrics", axum::routing::get(admin::metrics)), shared)
 }
 
 /// What every request passes, from the outside in.

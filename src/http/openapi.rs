@@ -8,7 +8,7 @@ use utoipa::OpenApi;
 
 use super::Shared;
 use crate::domain::card::Card;
-use crate::domain::feature::{Feature, Kind, Missing, Unknown};
+use crate::domain::feature::{Feature, Kind, Missing, Scalar, Unknown};
 use crate::engine::Catalogue;
 use crate::model::Model;
 
@@ -112,5 +112,15 @@ fn feature_schema(feature: &Feature) -> Value {
 }
 
 fn example(model: &Model) -> Value {
-    json!({"customer_id": "C-1001", "features": model.example()})
+    let features: Map<String, Value> =
+        model.example().iter().map(|(name, value)| (name.clone(), plain(value))).collect();
+    json!({"customer_id": "C-1001", "features": features})
+}
+
+/// A whole number as one: `58`, not `58.0`.
+fn plain(value: &Option<Scalar>) -> Value {
+    match value {
+        Some(Scalar::Number(number)) if number.fract() == 0.0 && number.abs() < 1e15 => json!(*number as i64),
+        other => json!(other),
+    }
 }

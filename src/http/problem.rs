@@ -9,7 +9,7 @@ use axum::http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use axum::http::{Response, StatusCode};
 use axum::response::IntoResponse;
 use serde::Serialize;
-use utoipa::ToSchema;
+use utoipa::{IntoResponses, ToSchema};
 
 use super::json;
 use crate::domain::violation::Violation;
@@ -63,6 +63,30 @@ impl Code {
             Code::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal", "The service failed"),
         }
     }
+}
+
+/// What every request with a body can be answered with, for the contract.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "the contract; problems are written by `Problem`")]
+pub(super) enum Refused {
+    /// The body is not JSON, too deep or incomplete, or the path is not UTF-8
+    #[response(status = 400, content_type = "application/problem+json")]
+    Malformed(Document<'static>),
+    /// The body did not arrive in time
+    #[response(status = 408, content_type = "application/problem+json")]
+    Late(Document<'static>),
+    /// The body, or the batch, is too large
+    #[response(status = 413, content_type = "application/problem+json")]
+    TooLarge(Document<'static>),
+    /// The content type is not supported
+    #[response(status = 415, content_type = "application/problem+json")]
+    MediaType(Document<'static>),
+    /// The model or the service failed
+    #[response(status = 500, content_type = "application/problem+json")]
+    Failed(Document<'static>),
+    /// The service is at its limit; the header `retry-after` says when to try again
+    #[response(status = 503, content_type = "application/problem+json")]
+    Overloaded(Document<'static>),
 }
 
 /// One problem. As a response it is still without a body: the outermost layer writes it, since it knows the request id.

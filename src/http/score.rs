@@ -19,11 +19,8 @@ use super::{Shared, extract, json};
     request_body(content = wire::Customer, content_type = "application/json"),
     responses(
         (status = 200, description = "The decision", body = wire::Decision, content_type = "application/json"),
-        (status = 400, description = "The body is not JSON, or too deep", body = problem::Document, content_type = "application/problem+json"),
-        (status = 413, description = "The body is too large", body = problem::Document, content_type = "application/problem+json"),
-        (status = 415, description = "The content type is not supported", body = problem::Document, content_type = "application/problem+json"),
         (status = 422, description = "The request breaks the contract; every violation is told", body = problem::Document, content_type = "application/problem+json"),
-        (status = 503, description = "The service is at its limit", body = problem::Document, content_type = "application/problem+json"),
+        problem::Refused,
     )
 )]
 pub(super) async fn score(state: State<Shared>, headers: HeaderMap, body: Body) -> Result<Response<Body>, Problem> {
@@ -37,12 +34,9 @@ pub(super) async fn score(state: State<Shared>, headers: HeaderMap, body: Body) 
     request_body(content = wire::Customer, content_type = "application/json"),
     responses(
         (status = 200, description = "The decision", body = wire::Decision, content_type = "application/json"),
-        (status = 400, description = "The body is not JSON, or too deep", body = problem::Document, content_type = "application/problem+json"),
         (status = 404, description = "No such model is in service", body = problem::Document, content_type = "application/problem+json"),
-        (status = 413, description = "The body is too large", body = problem::Document, content_type = "application/problem+json"),
-        (status = 415, description = "The content type is not supported", body = problem::Document, content_type = "application/problem+json"),
         (status = 422, description = "The request breaks the contract; every violation is told", body = problem::Document, content_type = "application/problem+json"),
-        (status = 503, description = "The service is at its limit", body = problem::Document, content_type = "application/problem+json"),
+        problem::Refused,
     )
 )]
 pub(super) async fn score_with_model(

@@ -246,8 +246,7 @@ impl Worker {
             .http1()
             .timer(TokioTimer::new())
             .header_read_timeout(head_timeout)
-            .max_buf_size(self.options.head_bytes_max)
-            .pipeline_flush(true);
+            .max_buf_size(self.options.head_bytes_max);
         builder
             .http2()
             .timer(TokioTimer::new())

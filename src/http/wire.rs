@@ -20,9 +20,19 @@ pub(super) struct Customer {
     /// Values by the names of the model's feature dictionary, written as the data writes them.
     #[schema(value_type = BTreeMap<String, FeatureValue>)]
     features: BTreeMap<String, FeatureValue>,
-    /// What the policy may look at and the model must not. At most 64 entries. The bundled policies look at none of it.
-    #[schema(value_type = Option<Object>)]
+    #[schema(schema_with = context, required = false)]
     context: Option<BTreeMap<String, FeatureValue>>,
+}
+
+/// The contract of `context`; a derive has no word for its bound.
+fn context() -> utoipa::openapi::Object {
+    use utoipa::openapi::schema::{ObjectBuilder, SchemaType, Type};
+    let description = "What the policy may look at and the model must not. The bundled policies look at none of it.";
+    ObjectBuilder::new()
+        .schema_type(SchemaType::from_iter([Type::Object, Type::Null]))
+        .description(Some(description))
+        .max_properties(Some(super::extract::CONTEXT_MAX))
+        .build()
 }
 
 /// A number, a category, or null where the dictionary allows a missing value.

@@ -202,8 +202,8 @@ impl Metrics {
         let labels = [("model", model.to_owned()), ("version", version.to_owned())];
         self.register(|| {
             gauge!(MODEL_INFO, [labels.as_slice(), &[("role", role.to_owned())]].concat().as_slice()).set(1.0);
-            for (quantile, value) in [("0.5", row_p50_us), ("0.99", row_p99_us)] {
-                gauge!(PROBE_ROW, [labels.as_slice(), &[("quantile", quantile.to_owned())]].concat().as_slice())
+            for (percentile, value) in [("50", row_p50_us), ("99", row_p99_us)] {
+                gauge!(PROBE_ROW, [labels.as_slice(), &[("percentile", percentile.to_owned())]].concat().as_slice())
                     .set(value / 1e6);
             }
         });

@@ -83,6 +83,7 @@ async fn a_repeated_key_is_told_at_every_level() {
         ("\"tenure\":2", "\"tenure\":2,\"tenure\":3", "/features/tenure"),
         ("\"customer_id\":\"C-1001\"", "\"customer_id\":\"a\",\"customer_id\":\"b\"", "/customer_id"),
         ("\"customer_id\":\"C-1001\"", "\"customer_id\":\"a\",\"context\":{\"r\":1,\"r\":2}", "/context/r"),
+        ("\"customer_id\":\"C-1001\"", "\"customer_id\":\"a\",\"context\":{\"o\":{\"r\":1,\"r\":2}}", "/context/o/r"),
     ] {
         let body = text.replace(from, to);
         assert_ne!(body, text);
