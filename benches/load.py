@@ -21,6 +21,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
@@ -112,21 +113,24 @@ def own_server():
     run(["cargo", "build", "--release", "--locked", "--quiet"])
     listen = ["--set", "http.listen=127.0.0.1:0", "--set", "admin.listen=127.0.0.1:0"]
     environment = {"MAINSTAY__RUNTIME__LIBRARY": str(ROOT / "target" / "onnxruntime" / "libonnxruntime.so")}
-    server = subprocess.Popen(
-        [TARGET / "release" / "mainstay", "serve", *listen],
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        yield f"http://{ready(server)}/v1/score"
-    finally:
-        server.send_signal(signal.SIGTERM)
+    # A ledger on the disk of the build: a temporary directory is often memory, which would flatter it.
+    with tempfile.TemporaryDirectory(prefix="ledger-", dir=TARGET) as ledger:
+        server = subprocess.Popen(
+            [TARGET / "release" / "mainstay", "serve", *listen],
+            cwd=ROOT,
+            env={**os.environ, **environment, "MAINSTAY__LEDGER__DIR": ledger},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         try:
-            server.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            server.kill()
+            yield f"http://{ready(server)}/v1/score"
+        finally:
+            server.send_signal(signal.SIGTERM)
+            try:
+                server.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                server.kill()
+                server.wait()
 
 
 def ready(server: subprocess.Popen) -> str:

@@ -13,6 +13,7 @@ use crate::domain::policy::Policy;
 use crate::domain::policy_document;
 use crate::engine::{Catalogue, Engine, Serving};
 use crate::http::{self, Server, ServerOptions, Shared};
+use crate::ledger::{Action, Ledger, Promise};
 use crate::model::{LoadOptions, Model, Runtime};
 use crate::telemetry::Metrics;
 
@@ -24,6 +25,7 @@ const FOLD: Duration = Duration::from_secs(1);
 pub struct App {
     config: Config,
     shared: Shared,
+    engine: Arc<Engine>,
     metrics: Arc<Metrics>,
     data: Server,
     admin: Server,
@@ -57,8 +59,9 @@ impl App {
         let servings: anyhow::Result<Vec<Serving>> =
             config.models.serve.iter().map(|entry| serve(&config, entry, runtime, &metrics)).collect();
         let catalogue = Catalogue::new(servings?).context("models.serve names a model more than once")?;
-        let engine = Arc::new(Engine::new(catalogue, metrics.clone(), SystemTime::now));
-        let shared = Shared::new(engine, config.limits.clone(), config.log.request_share, runtime.build_info());
+        let ledger = open_ledger(&config)?;
+        let engine = Arc::new(Engine::new(catalogue, ledger, metrics.clone(), SystemTime::now));
+        let shared = Shared::new(engine.clone(), config.limits.clone(), config.log.request_share, runtime.build_info());
 
         let batches = config.limits.batches_max;
         let data = bind("http.listen", config.http.listen)?;
@@ -77,7 +80,7 @@ impl App {
             version = env!("CARGO_PKG_VERSION"),
             "ready"
         );
-        Ok(Self { config, shared, metrics, data, admin })
+        Ok(Self { config, shared, engine, metrics, data, admin })
     }
 
     /// Where the data plane listens.
@@ -105,9 +108,22 @@ impl App {
         tokio::time::sleep(Duration::from_millis(self.config.drain.delay_ms)).await;
         let timeout = Duration::from_millis(self.config.drain.timeout_ms);
         let ended = self.data.stop(timeout);
+        self.engine.close();
         self.admin.stop(Duration::from_secs(1));
         tracing::info!(every_request_answered = ended, "stopped");
     }
+}
+
+fn open_ledger(config: &Config) -> anyhow::Result<Option<Ledger>> {
+    if config.ledger.promise == Promise::Off {
+        tracing::warn!("the ledger is off: no decision is recorded");
+        return Ok(None);
+    }
+    let digest = config.digest();
+    let ledger = Ledger::open(&config.ledger, &digest, SystemTime::now)?;
+    ledger.act(Action::Start { version: env!("CARGO_PKG_VERSION"), config_digest: digest })?;
+    tracing::info!(dir = %config.ledger.dir.display(), records = ledger.state().seq(), promise = ?config.ledger.promise, "ledger open");
+    Ok(Some(ledger))
 }
 
 fn serve(config: &Config, entry: &Serve, runtime: &Runtime, metrics: &Metrics) -> anyhow::Result<Serving> {

@@ -6,10 +6,12 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use toml::{Table, Value};
 
 use crate::domain::nearest::nearest;
 use crate::http::{Limits, ServerOptions};
+use crate::ledger;
 use crate::telemetry::log;
 
 const DEFAULT: &str = include_str!("default.toml");
@@ -30,6 +32,7 @@ pub struct Config {
     pub server: ServerOptions,
     pub limits: Limits,
     pub drain: Drain,
+    pub ledger: ledger::Options,
     pub log: log::Options,
 }
 
@@ -138,6 +141,12 @@ impl Config {
         loader.finish()
     }
 
+    /// The sha256 of the effective configuration, 16 digits: what a decision was made under.
+    pub fn digest(&self) -> String {
+        let text = toml::to_string(self).unwrap_or_default();
+        Sha256::digest(text.as_bytes()).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+    }
+
     /// Every value that is legal by itself and wrong in this configuration, as (key, sentence).
     fn problems(&self) -> Vec<(String, String)> {
         let mut problems = Vec::new();
@@ -147,6 +156,7 @@ impl Config {
         section("server", self.server.problems());
         section("limits", self.limits.problems());
         section("log", self.log.problems());
+        section("ledger", self.ledger.problems());
         if self.models.serve.is_empty() {
             section("models", vec![("serve", "expected at least one model".to_owned())]);
         }

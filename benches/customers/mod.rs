@@ -44,7 +44,7 @@ impl Service {
             Serving::new(Arc::new(model), policy.clone(), &metrics)
         });
         let catalogue = Catalogue::new(servings.into()).expect("two names");
-        let engine = Arc::new(Engine::new(catalogue, metrics.clone(), SystemTime::now));
+        let engine = Arc::new(Engine::new(catalogue, None, metrics.clone(), SystemTime::now));
         let shared = Shared::new(engine.clone(), config.limits, 0.0, runtime.build_info());
         // As the service does: what is recorded and never folded would grow through the whole bench.
         std::thread::spawn(move || {

@@ -16,6 +16,16 @@ pub enum Arm {
     Challenger,
 }
 
+impl Arm {
+    /// Its name: `champion` or `challenger`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Arm::Champion => "champion",
+            Arm::Challenger => "challenger",
+        }
+    }
+}
+
 /// The name and the version of a model.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ModelId {
@@ -23,6 +33,8 @@ pub struct ModelId {
     pub name: String,
     /// Its version, such as `1.0.0`.
     pub version: String,
+    /// The sha256 of its manifest, which holds the hashes of all its files: 64 hexadecimal digits.
+    pub digest: String,
 }
 
 impl std::fmt::Display for ModelId {

@@ -12,6 +12,7 @@ pub const NONE: &str = "none";
 /// A checked policy: bands that cover 0 to 1 exactly once, each with a known intervention.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Policy {
+    pub(super) document: String,
     pub(super) version: String,
     pub(super) name: String,
     pub(super) description: String,
@@ -76,6 +77,11 @@ impl Policy {
     /// The content hash: the first 16 hexadecimal digits of the document's sha256.
     pub fn version(&self) -> &str {
         &self.version
+    }
+
+    /// The document that it was read from.
+    pub fn document(&self) -> &str {
+        &self.document
     }
 
     /// The name that the document gives itself.

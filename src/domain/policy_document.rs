@@ -24,7 +24,7 @@ pub fn parse(text: &str, version: &str) -> Result<Policy, Vec<String>> {
     }
     let table: Table = text.parse().map_err(|error: toml::de::Error| vec![error.to_string().trim_end().to_owned()])?;
     let mut reader = Reader { problems: Vec::new() };
-    let policy = reader.policy(&table, version);
+    let policy = Policy { document: text.to_owned(), ..reader.policy(&table, version) };
     if reader.problems.is_empty() { Ok(policy) } else { Err(reader.problems) }
 }
 
@@ -50,7 +50,7 @@ impl Reader {
         }
         let interventions = self.interventions(table);
         let tiers = self.tiers(table, &interventions);
-        Policy { version: version.to_owned(), name, description, currency, tiers }
+        Policy { document: String::new(), version: version.to_owned(), name, description, currency, tiers }
     }
 
     fn interventions(&mut self, table: &Table) -> Vec<Intervention> {

@@ -2,12 +2,14 @@
 //! comes up once, and both see one snapshot of what is in service.
 
 mod error;
+mod past;
 mod serving;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
+use bytes::Bytes;
 use smallvec::{SmallVec, smallvec};
 
 pub use error::Error;
@@ -19,6 +21,7 @@ use crate::domain::nearest::nearest;
 use crate::domain::record::Record;
 use crate::domain::score::Score;
 use crate::domain::violation::Violation;
+use crate::ledger::{Ledger, Receipt};
 use crate::telemetry::Metrics;
 
 /// Rows that are scored as one run of a graph: enough to gain from it, few enough to stay in the cache.
@@ -28,8 +31,20 @@ const BATCH_ROWS: usize = 512;
 #[derive(Debug)]
 pub struct Engine {
     catalogue: ArcSwap<Catalogue>,
+    ledger: Option<Ledger>,
     metrics: Arc<Metrics>,
     clock: fn() -> SystemTime,
+}
+
+/// Decisions on many records.
+#[derive(Debug)]
+pub struct Batch {
+    /// One for each record, in its place.
+    pub decisions: Vec<Result<Decision, Error>>,
+    /// How long all of them took.
+    pub stages: Stages,
+    /// To be kept before any of them is answered.
+    pub receipt: Receipt,
 }
 
 /// How long the stages of a decision took.
@@ -44,9 +59,9 @@ pub struct Stages {
 }
 
 impl Engine {
-    /// An engine with `catalogue` in service, that tells the time by `clock`.
-    pub fn new(catalogue: Catalogue, metrics: Arc<Metrics>, clock: fn() -> SystemTime) -> Self {
-        Self { catalogue: ArcSwap::from_pointee(catalogue), metrics, clock }
+    /// An engine with `catalogue` in service, that records in `ledger` and tells the time by `clock`.
+    pub fn new(catalogue: Catalogue, ledger: Option<Ledger>, metrics: Arc<Metrics>, clock: fn() -> SystemTime) -> Self {
+        Self { catalogue: ArcSwap::from_pointee(catalogue), ledger, metrics, clock }
     }
 
     /// The metrics that everything above records into too.
@@ -73,10 +88,16 @@ impl Engine {
         }
     }
 
-    /// Decides on one record, on the calling thread: no await, no lock held across another.
+    /// Decides on one record, which was read from `inputs`, on the calling thread: no await, no lock held across another.
+    /// The decision may be answered once its receipt is kept.
     ///
-    /// Errors: [`Error::Invalid`] with every violation; [`Error::Model`].
-    pub fn decide(&self, serving: &Serving, record: &Record) -> Result<(Decision, Stages), Error> {
+    /// Errors: [`Error::Invalid`] with every violation; [`Error::Model`]; [`Error::Ledger`] when it cannot be recorded.
+    pub fn decide(
+        &self,
+        serving: &Serving,
+        record: &Record,
+        inputs: Bytes,
+    ) -> Result<(Decision, Stages, Receipt), Error> {
         let begun = Instant::now();
         let mut row: SmallVec<[f32; 64]> = smallvec![0.0; serving.model.schema().columns()];
         serving.model.schema().vectorize(&record.features, &mut row).map_err(Error::Invalid)?;
@@ -85,7 +106,12 @@ impl Engine {
         let inferred = Instant::now();
         let decision = self.decision(serving, score, self.now_ms());
         let stages = Stages { encode: encoded - begun, infer: inferred - encoded, policy: inferred.elapsed() };
-        Ok((decision, stages))
+        let receipt = match &self.ledger {
+            Some(ledger) => ledger.record(&decision, &record.customer_id, inputs)?,
+            None => Receipt::done(),
+        };
+        self.count(serving, &decision);
+        Ok((decision, stages, receipt))
     }
 
     /// Every violation of `record`, without deciding on it.
@@ -94,8 +120,26 @@ impl Engine {
         serving.model.schema().vectorize(&record.features, &mut row).err().unwrap_or_default()
     }
 
-    /// Decides on many records, scored as real batches; each is answered in its place, whatever the others are.
-    pub fn decide_batch(&self, serving: &Serving, records: &[Record]) -> (Vec<Result<Decision, Error>>, Stages) {
+    /// Decides on many records, each read from its place of `inputs`, scored as real batches; each is answered in its place,
+    /// whatever the others are. Their receipt is for all of them.
+    ///
+    /// Errors: [`Error::Ledger`] when they cannot be recorded.
+    pub fn decide_batch(&self, serving: &Serving, records: &[Record], inputs: &[Bytes]) -> Result<Batch, Error> {
+        let (decisions, stages) = self.score_batch(serving, records);
+        let receipt = match &self.ledger {
+            Some(ledger) => {
+                let rows = decisions.iter().zip(records).zip(inputs);
+                ledger.record_all(rows.filter_map(|((decision, record), inputs)| {
+                    Some((decision.as_ref().ok()?, record.customer_id.as_ref(), inputs.clone()))
+                }))?
+            }
+            None => Receipt::done(),
+        };
+        decisions.iter().flatten().for_each(|decision| self.count(serving, decision));
+        Ok(Batch { decisions, stages, receipt })
+    }
+
+    fn score_batch(&self, serving: &Serving, records: &[Record]) -> (Vec<Result<Decision, Error>>, Stages) {
         let mut decisions = Vec::with_capacity(records.len());
         let mut stages = Stages::default();
         let columns = serving.model.schema().columns();
@@ -140,7 +184,6 @@ impl Engine {
 
     fn decision(&self, serving: &Serving, score: Score, decided_at_ms: u64) -> Decision {
         let tier = serving.policy.tier_of(score);
-        serving.decided[tier].increment(1);
         let mut random = [0; 10];
         fastrand::fill(&mut random);
         Decision {
@@ -152,6 +195,10 @@ impl Engine {
             policy: serving.policy.clone(),
             tier,
         }
+    }
+
+    fn count(&self, serving: &Serving, decision: &Decision) {
+        serving.decided[decision.tier].increment(1);
     }
 
     fn now_ms(&self) -> u64 {

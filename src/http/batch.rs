@@ -19,9 +19,9 @@ use super::layers::Timing;
 use super::problem::{self, Code, Problem};
 use super::trace::REQUEST_ID;
 use super::wire::{self, Item, Scratch};
-use super::{Shared, extract, json};
+use super::{Shared, blocking, extract, json};
 use crate::domain::record::Record;
-use crate::engine::{Serving, Stages};
+use crate::engine::Serving;
 
 /// Rows of a stream that are decided on at a time.
 const STREAM_ROWS: usize = 512;
@@ -92,7 +92,7 @@ async fn answer(
         let body = extract::whole(&headers, body, limits.batch_body_bytes_max, limits.body_timeout()).await?;
         let (text, timing) = blocking(move || {
             let _permit = permit;
-            job.array(&body)
+            job.array(body)
         })
         .await??;
         let mut response = Response::new(Body::from(text));
@@ -101,12 +101,6 @@ async fn answer(
     };
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
     Ok(response)
-}
-
-/// Runs `work` on the threads for batches.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Problem> {
-    let failed = |error| Problem::new(Code::Internal, "the batch could not be answered").caused_by(error);
-    tokio::task::spawn_blocking(work).await.map_err(failed)
 }
 
 /// One batch request: a single snapshot of what serves it, from the first row to the last.
@@ -119,9 +113,9 @@ struct Job {
 
 impl Job {
     /// The answer to a whole JSON array.
-    fn array(&self, body: &[u8]) -> Result<(Vec<u8>, Timing), Problem> {
+    fn array(&self, body: Bytes) -> Result<(Vec<u8>, Timing), Problem> {
         let begun = Instant::now();
-        let rows: Vec<&RawValue> = serde_json::from_slice(body).map_err(|error| match error.classify() {
+        let rows: Vec<&RawValue> = serde_json::from_slice(&body).map_err(|error| match error.classify() {
             serde_json::error::Category::Data => {
                 let code = crate::domain::violation::Code::WrongType;
                 Problem::invalid(vec![crate::domain::violation::Violation::new("", code, "an array of customers")])
@@ -135,45 +129,52 @@ impl Job {
                 format!("a batch may have {rows_max} rows; send more as NDJSON"),
             ));
         }
-        let mut timing = Timing { parse: begun.elapsed(), stages: Stages::default(), single: false };
+        let mut timing = Timing { parse: begun.elapsed(), ..Timing::default() };
         let mut text = Vec::with_capacity(32 + rows.len() * 448);
         text.extend_from_slice(b"{\"results\":[");
         for (position, chunk) in rows.chunks(STREAM_ROWS).enumerate() {
             if position > 0 {
                 text.push(b',');
             }
-            let rows = chunk.iter().map(|row| row.get().as_bytes());
-            self.decide(rows, b",", &mut text, &mut timing);
+            let rows = chunk.iter().map(|row| body.slice_ref(row.get().as_bytes()));
+            self.decide(rows.collect(), b",", &mut text, &mut timing);
         }
         text.extend_from_slice(b"]}");
         Ok((text, timing))
     }
 
-    /// Decides on `rows` and writes an item for each, with `separator` between them.
-    fn decide<'b>(
-        &self,
-        rows: impl Iterator<Item = &'b [u8]>,
-        separator: &[u8],
-        text: &mut Vec<u8>,
-        timing: &mut Timing,
-    ) {
+    /// Decides on `rows` and writes an item for each, with `separator` between them, once they are recorded.
+    fn decide(&self, rows: Vec<Bytes>, separator: &[u8], text: &mut Vec<u8>, timing: &mut Timing) {
         let begun = Instant::now();
-        let mut records: Vec<Record> = Vec::new();
+        let mut records: Vec<Record> = Vec::with_capacity(rows.len());
+        let mut inputs: Vec<Bytes> = Vec::with_capacity(rows.len());
         // In the order of the rows: `None` is decided on with the others.
-        let problems: Vec<Option<Problem>> = rows
-            .map(|row| match self.record(row) {
+        let mut problems: Vec<Option<Problem>> = Vec::with_capacity(rows.len());
+        for row in &rows {
+            problems.push(match self.record(row) {
                 Ok(record) => {
                     records.push(record);
+                    inputs.push(row.clone());
                     None
                 }
                 Err(problem) => Some(problem),
-            })
-            .collect();
+            });
+        }
         timing.parse += begun.elapsed();
-        let (decisions, stages) = self.shared.engine.decide_batch(&self.serving, &records);
-        timing.stages.encode += stages.encode;
-        timing.stages.infer += stages.infer;
-        timing.stages.policy += stages.policy;
+        let decisions = self.shared.engine.decide_batch(&self.serving, &records, &inputs).and_then(|batch| {
+            let waiting = Instant::now();
+            batch.receipt.kept_blocking()?;
+            timing.ledger += waiting.elapsed();
+            timing.stages.encode += batch.stages.encode;
+            timing.stages.infer += batch.stages.infer;
+            timing.stages.policy += batch.stages.policy;
+            Ok(batch.decisions)
+        });
+        // What could not be recorded is not answered: every row that was decided on has the same problem then.
+        let (decisions, unrecorded) = match decisions {
+            Ok(decisions) => (decisions, None),
+            Err(error) => (Vec::new(), Some(Problem::from(error))),
+        };
 
         let mut decisions = decisions.into_iter();
         let mut scratch = Scratch::default();
@@ -181,7 +182,7 @@ impl Job {
             if position > 0 {
                 text.extend_from_slice(separator);
             }
-            let decided = match problem {
+            let decided = match problem.or_else(|| unrecorded.clone()) {
                 Some(problem) => Err(problem),
                 None => decisions.next().map_or_else(
                     || Err(Problem::new(Code::Internal, "the row was not answered")),
@@ -235,10 +236,11 @@ impl Job {
         }))
     }
 
-    fn lines(&self, chunk: &[u8]) -> Bytes {
+    fn lines(&self, chunk: &Bytes) -> Bytes {
         let mut text = Vec::with_capacity(chunk.len() + 448);
-        let mut timing = Timing { parse: Default::default(), stages: Stages::default(), single: false };
+        let mut timing = Timing::default();
         let lines = chunk.split(|byte| *byte == b'\n').filter(|line| !line.iter().all(|byte| b" \t\r".contains(byte)));
+        let lines = lines.map(|line| chunk.slice_ref(line)).collect();
         self.decide(lines, b"\n", &mut text, &mut timing);
         if !text.is_empty() {
             text.push(b'\n');

@@ -16,12 +16,14 @@ use crate::telemetry::{Route, Stage};
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
 /// The times of one decision, left in a response by its handler for [`observe`] to report.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Timing {
     /// Body to record.
     pub(super) parse: Duration,
     /// The rest of the way.
     pub(super) stages: Stages,
+    /// Waiting for the record.
+    pub(super) ledger: Duration,
     /// Whether it was one decision, which is what the stage histograms are of.
     pub(super) single: bool,
 }
@@ -50,12 +52,13 @@ pub(super) async fn observe(State(shared): State<Shared>, mut request: Request, 
     }
     let total = begun.elapsed();
     if let Some(timing) = response.extensions_mut().remove::<Timing>() {
-        let Timing { parse, stages, single } = timing;
+        let Timing { parse, stages, ledger, single } = timing;
         if single {
             metrics.stage(Stage::Parse, parse);
             metrics.stage(Stage::Encode, stages.encode);
             metrics.stage(Stage::Infer, stages.infer);
             metrics.stage(Stage::Policy, stages.policy);
+            metrics.stage(Stage::Ledger, ledger);
         }
         response.headers_mut().insert(SERVER_TIMING, server_timing(&timing, total));
     }
@@ -102,6 +105,7 @@ fn route_of(path: &str) -> Route {
         "/v1/score" | "/v1/models/{model}/score" => Route::Score,
         "/v1/score/batch" | "/v1/models/{model}/score/batch" => Route::Batch,
         "/v1/models" | "/v1/models/{model}" => Route::Models,
+        "/v1/decisions" | "/v1/decisions/{id}" | "/v1/customers/{customer_id}" => Route::Records,
         "/livez" | "/readyz" | "/version" => Route::Health,
         path if path.starts_with("/docs") || path == "/openapi.json" => Route::Docs,
         _ => Route::Other,
@@ -111,13 +115,14 @@ fn route_of(path: &str) -> Route {
 /// Server-Timing (W3C), durations in milliseconds.
 fn server_timing(timing: &Timing, total: Duration) -> HeaderValue {
     use std::fmt::Write;
-    let mut text = String::with_capacity(112);
+    let mut text = String::with_capacity(128);
     let stages = timing.stages;
     for (name, duration) in [
         ("parse", timing.parse),
         ("encode", stages.encode),
         ("infer", stages.infer),
         ("policy", stages.policy),
+        ("ledger", timing.ledger),
         ("total", total),
     ] {
         let separator = if text.is_empty() { "" } else { ", " };

@@ -3,6 +3,7 @@
 
 mod admin;
 mod batch;
+mod decisions;
 mod extract;
 mod health;
 mod json;
@@ -14,6 +15,7 @@ mod score;
 mod server;
 mod trace;
 mod wire;
+mod wire_records;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -49,6 +51,8 @@ pub struct Limits {
     pub body_timeout_ms: u64,
     /// Batches answered at a time, each on a thread of its own; one more is shed with 503.
     pub batches_max: usize,
+    /// Requests for records answered at a time; one more is shed with 503.
+    pub readings_max: usize,
     /// The most rows of a JSON batch. A stream of NDJSON has no end.
     pub batch_rows_max: usize,
     /// The largest body of a JSON batch, in bytes.
@@ -65,6 +69,7 @@ impl Limits {
             ("depth_max", self.depth_max, 64),
             ("body_timeout_ms", self.body_timeout_ms as usize, 3_600_000),
             ("batches_max", self.batches_max, 256),
+            ("readings_max", self.readings_max, 256),
             ("batch_rows_max", self.batch_rows_max, 1_000_000),
             ("batch_body_bytes_max", self.batch_body_bytes_max, 1 << 30),
         ] {
@@ -92,6 +97,7 @@ pub struct Inner {
     onnxruntime: &'static str,
     batches: Arc<Semaphore>,
     in_flight: Arc<Semaphore>,
+    readings: Arc<Semaphore>,
     draining: AtomicBool,
     contract: utoipa::openapi::OpenApi,
 }
@@ -120,6 +126,7 @@ impl Shared {
             onnxruntime,
             batches: Arc::new(Semaphore::new(limits.batches_max)),
             in_flight: Arc::new(Semaphore::new(limits.in_flight_max)),
+            readings: Arc::new(Semaphore::new(limits.readings_max)),
             limits,
             draining: AtomicBool::new(false),
             contract: contract(),
@@ -143,6 +150,14 @@ pub fn contract_yaml() -> String {
     format!("{head}{}", contract().to_yaml().unwrap_or_default())
 }
 
+/// The record in a body that was accepted once.
+///
+/// Errors: why it is none, without a piece of it.
+pub fn read_record(body: &[u8]) -> Result<crate::domain::record::Record<'_>, String> {
+    let value = json::parse(body, 64).map_err(|_| "its inputs are not JSON".to_owned())?;
+    extract::record(value, |_| Vec::new()).map_err(|_| "its inputs are no customer".to_owned())
+}
+
 /// Every route of the data plane that the contract tells of.
 fn routes() -> OpenApiRouter<Shared> {
     scoring().merge(reading()).merge(health())
@@ -159,7 +174,12 @@ fn scoring() -> OpenApiRouter<Shared> {
 
 /// The routes that only tell: answered whatever the load.
 fn reading() -> OpenApiRouter<Shared> {
-    OpenApiRouter::new().routes(routes!(models::models)).routes(routes!(models::model))
+    OpenApiRouter::new()
+        .routes(routes!(models::models))
+        .routes(routes!(models::model))
+        .routes(routes!(decisions::decisions))
+        .routes(routes!(decisions::decision))
+        .routes(routes!(decisions::customer, decisions::erase))
 }
 
 /// The routes of both planes.
@@ -185,7 +205,17 @@ pub fn data_plane(shared: &Shared) -> Router {
 
 /// The admin plane: what operators and their tools call.
 pub fn admin_plane(shared: &Shared) -> Router {
-    finish(Router::from(health()).route("/metrics", axum::routing::get(admin::metrics)), shared)
+    let router = Router::from(health())
+        .route("/metrics", axum::routing::get(admin::metrics))
+        .route("/v1/ledger/backup", axum::routing::post(admin::backup))
+        .route("/v1/ledger/rotate-keys", axum::routing::post(admin::rotate_keys));
+    finish(router, shared)
+}
+
+/// Runs `work` on the threads for batches and other long work.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Problem> {
+    let failed = |error| Problem::new(Code::Internal, "the request could not be answered").caused_by(error);
+    tokio::task::spawn_blocking(work).await.map_err(failed)
 }
 
 /// What every request passes, from the outside in.

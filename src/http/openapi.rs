@@ -23,6 +23,7 @@ use crate::model::Model;
     tags(
         (name = "score", description = "Decisions on customers"),
         (name = "models", description = "Models in service"),
+        (name = "records", description = "Decisions on record; access and erasure"),
         (name = "health", description = "Liveness, readiness, version"),
     )
 )]

@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 
 use axum::body::Body;
-use axum::extract::rejection::PathRejection;
+use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use axum::http::{Response, StatusCode};
 use axum::response::IntoResponse;
@@ -32,6 +32,7 @@ pub(super) enum Code {
     MethodNotAllowed,
     RequestTimeout,
     Overloaded,
+    LedgerUnavailable,
     ModelFailed,
     Internal,
 }
@@ -59,6 +60,9 @@ impl Code {
             }
             Code::RequestTimeout => (StatusCode::REQUEST_TIMEOUT, "request_timeout", "The body did not arrive in time"),
             Code::Overloaded => (StatusCode::SERVICE_UNAVAILABLE, "overloaded", "The service is at its limit"),
+            Code::LedgerUnavailable => {
+                (StatusCode::SERVICE_UNAVAILABLE, "ledger_unavailable", "Nothing can be recorded now")
+            }
             Code::ModelFailed => (StatusCode::INTERNAL_SERVER_ERROR, "model_failed", "The model failed"),
             Code::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal", "The service failed"),
         }
@@ -87,6 +91,18 @@ pub(super) enum Refused {
     /// The service is at its limit; the header `retry-after` says when to try again
     #[response(status = 503, content_type = "application/problem+json")]
     Overloaded(Document<'static>),
+}
+
+/// What every request that needs the ledger can be answered with, for the contract.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "the contract; problems are written by `Problem`")]
+pub(super) enum Failing {
+    /// The service failed
+    #[response(status = 500, content_type = "application/problem+json")]
+    Failed(Document<'static>),
+    /// The service is at its limit, or the ledger is not there; the header `retry-after` says when to try again
+    #[response(status = 503, content_type = "application/problem+json")]
+    Unavailable(Document<'static>),
 }
 
 /// One problem. As a response it is still without a body: the outermost layer writes it, since it knows the request id.
@@ -150,7 +166,7 @@ impl Problem {
         let mut response = Response::new(Body::from(body));
         *response.status_mut() = self.status();
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-        if self.code == Code::Overloaded {
+        if self.status() == StatusCode::SERVICE_UNAVAILABLE {
             response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
         }
         response
@@ -174,6 +190,15 @@ impl From<engine::Error> for Problem {
                 Problem::new(Code::UnknownModel, format!("in service: {}{meant}", known.join(", ")))
             }
             engine::Error::Invalid(violations) => Problem::invalid(violations),
+            engine::Error::LedgerOff => Problem::new(Code::NotFound, "the ledger is off: nothing is recorded"),
+            engine::Error::Ledger(cause) => {
+                // What is wrong with it is logged where it begins and ends, not with every request that it concerns.
+                tracing::debug!(%cause, "refused by the ledger");
+                Problem::new(
+                    Code::LedgerUnavailable,
+                    "the ledger is not available, and nothing goes unrecorded; try again after a second",
+                )
+            }
             engine::Error::Model(cause) => {
                 Problem::new(Code::ModelFailed, "the model could not score this customer").caused_by(cause)
             }
@@ -184,6 +209,16 @@ impl From<engine::Error> for Problem {
 impl From<PathRejection> for Problem {
     fn from(_: PathRejection) -> Self {
         Problem::new(Code::MalformedPath, "percent-encoded bytes of a path have to be UTF-8")
+    }
+}
+
+impl From<QueryRejection> for Problem {
+    fn from(rejection: QueryRejection) -> Self {
+        use crate::domain::violation;
+        // The text of the rejection could quote a value.
+        let _ = rejection;
+        let expected = "the query parameters that the contract lists, each once and of its type";
+        Problem::invalid(vec![Violation::new("", violation::Code::WrongType, expected)])
     }
 }
 

@@ -12,6 +12,7 @@ use super::layers::Timing;
 use super::problem::{self, Problem};
 use super::wire::{self, Scratch};
 use super::{Shared, extract, json};
+use crate::engine;
 
 /// Score one customer with the default model
 #[utoipa::path(
@@ -64,7 +65,10 @@ async fn answer(
     let record =
         extract::record(value, |record| shared.engine.violations(&serving, record)).map_err(Problem::invalid)?;
     let parse = begun.elapsed();
-    let (decision, stages) = shared.engine.decide(&serving, &record)?;
+    let (decision, stages, receipt) = shared.engine.decide(&serving, &record, body.clone())?;
+    let waiting = Instant::now();
+    receipt.kept().await.map_err(engine::Error::from)?;
+    let ledger = waiting.elapsed();
 
     let mut text = Vec::with_capacity(512);
     let mut scratch = Scratch::default();
@@ -72,6 +76,6 @@ async fn answer(
         .map_err(|error| Problem::new(problem::Code::Internal, "the decision could not be written").caused_by(error))?;
     let mut response = Response::new(Body::from(text));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(extract::JSON));
-    response.extensions_mut().insert(Timing { parse, stages, single: true });
+    response.extensions_mut().insert(Timing { parse, stages, ledger, single: true });
     Ok(response)
 }

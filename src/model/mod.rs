@@ -83,7 +83,6 @@ pub struct LoadOptions {
 #[derive(Debug)]
 pub struct Model {
     id: Arc<ModelId>,
-    digest: String,
     card: Card,
     baseline: Baseline,
     example: golden::Row,
@@ -97,14 +96,18 @@ impl Model {
     /// Opens, checks, loads and probes the bundle at `path`. Takes some 10 to 100 ms: not for a request's thread.
     pub fn load(runtime: &Runtime, path: &Path, options: LoadOptions) -> Result<Self, Error> {
         let bundle = Bundle::open(path)?;
-        let id = ModelId { name: bundle.card.name.clone(), version: bundle.card.version.clone() };
+        let id = ModelId {
+            name: bundle.card.name.clone(),
+            version: bundle.card.version.clone(),
+            digest: bundle.digest.clone(),
+        };
         let lanes = lanes::Lanes::new(runtime, &bundle, options.lanes)?;
         let platt = Platt { a: bundle.card.calibration.a, b: bundle.card.calibration.b };
         let probe = probe::probe(&id, &bundle, &lanes, platt, options.row_p99_us_max)?;
-        let Bundle { digest, card, baseline, mut golden, schema, .. } = bundle;
+        let Bundle { card, baseline, mut golden, schema, .. } = bundle;
         // Opening the bundle made sure that there are some.
         let example = golden.rows.swap_remove(0);
-        Ok(Self { id: Arc::new(id), digest, card, baseline, example, schema, platt, lanes, probe })
+        Ok(Self { id: Arc::new(id), card, baseline, example, schema, platt, lanes, probe })
     }
 
     /// Its name and version.
@@ -114,7 +117,7 @@ impl Model {
 
     /// The sha256 of its manifest, which holds the hashes of all its files: 64 hexadecimal digits.
     pub fn digest(&self) -> &str {
-        &self.digest
+        &self.id.digest
     }
 
     /// Its card.

@@ -19,6 +19,9 @@ const STAGE_DURATION: &str = "mainstay_stage_duration_seconds";
 const DECISIONS: &str = "mainstay_decisions_total";
 const MODEL_INFO: &str = "mainstay_model_info";
 const PROBE_ROW: &str = "mainstay_model_probe_row_seconds";
+const LEDGER_RECORDS: &str = "mainstay_ledger_records_total";
+const LEDGER_FAILED: &str = "mainstay_ledger_commits_failed_total";
+const LEDGER_WAITING: &str = "mainstay_ledger_records_waiting";
 const BUILD_INFO: &str = "mainstay_build_info";
 
 /// Edges of the request histogram in seconds; 0.1 is the SLO and has to be an edge, or its share could not be counted.
@@ -38,6 +41,8 @@ pub enum Route {
     Batch,
     /// Model list and cards.
     Models,
+    /// Decisions on record, customers.
+    Records,
     /// Contract and its page.
     Docs,
     /// Liveness, readiness, version.
@@ -47,10 +52,11 @@ pub enum Route {
 }
 
 impl Route {
-    const ALL: [(Route, &'static str); 6] = [
+    const ALL: [(Route, &'static str); 7] = [
         (Route::Score, "score"),
         (Route::Batch, "batch"),
         (Route::Models, "models"),
+        (Route::Records, "records"),
         (Route::Docs, "docs"),
         (Route::Health, "health"),
         (Route::Other, "other"),
@@ -69,11 +75,18 @@ pub enum Stage {
     Infer,
     /// Score to tier and intervention.
     Policy,
+    /// Waiting for the record.
+    Ledger,
 }
 
 impl Stage {
-    const ALL: [(Stage, &'static str); 4] =
-        [(Stage::Parse, "parse"), (Stage::Encode, "encode"), (Stage::Infer, "infer"), (Stage::Policy, "policy")];
+    const ALL: [(Stage, &'static str); 5] = [
+        (Stage::Parse, "parse"),
+        (Stage::Encode, "encode"),
+        (Stage::Infer, "infer"),
+        (Stage::Policy, "policy"),
+        (Stage::Ledger, "ledger"),
+    ];
 }
 
 /// The statuses that the service answers with; any other is counted under its class.
@@ -143,6 +156,9 @@ impl Metrics {
             describe_counter!(DECISIONS, "Decisions, by model, version and tier");
             describe_gauge!(MODEL_INFO, "1 for each model in service");
             describe_gauge!(PROBE_ROW, Unit::Seconds, "Time of one row, measured by the probe");
+            describe_counter!(LEDGER_RECORDS, "Records in the ledger since it began");
+            describe_counter!(LEDGER_FAILED, "Groups of records that could not be written");
+            describe_gauge!(LEDGER_WAITING, "Records that wait to be written");
             describe_gauge!(BUILD_INFO, "1, with the version of this server");
             gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
         });
@@ -206,6 +222,15 @@ impl Metrics {
                 gauge!(PROBE_ROW, [labels.as_slice(), &[("percentile", percentile.to_owned())]].concat().as_slice())
                     .set(value / 1e6);
             }
+        });
+    }
+
+    /// How the ledger fares: records, failed commits, and records in wait.
+    pub fn ledger(&self, records: u64, failed: u64, waiting: f64) {
+        self.register(|| {
+            counter!(LEDGER_RECORDS).absolute(records);
+            counter!(LEDGER_FAILED).absolute(failed);
+            gauge!(LEDGER_WAITING).set(waiting);
         });
     }
 

@@ -5,6 +5,7 @@ mod batch;
 mod bundle;
 mod contract;
 mod health;
+mod ledger;
 mod limits;
 mod problems;
 mod score;

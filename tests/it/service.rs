@@ -16,6 +16,9 @@ use tokio::sync::oneshot;
 pub(crate) struct Service {
     pub(crate) data: SocketAddr,
     pub(crate) admin: SocketAddr,
+    /// The directory of its ledger.
+    pub(crate) ledger: std::path::PathBuf,
+    _directory: Option<tempfile::TempDir>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -36,7 +39,17 @@ pub(crate) fn config(overrides: &[&str]) -> Result<Config, mainstay::config::Err
 impl Service {
     /// A service of its own, for a test that changes it or needs other settings.
     pub(crate) fn start(overrides: &[&str]) -> Self {
-        let app = App::start(config(overrides).expect("a legal configuration")).expect("a service");
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut service = Self::start_in(directory.path(), overrides);
+        service._directory = Some(directory);
+        service
+    }
+
+    /// The same with its ledger in `ledger`, which outlives it.
+    pub(crate) fn start_in(ledger: &std::path::Path, overrides: &[&str]) -> Self {
+        let dir = format!("ledger.dir={}", ledger.display());
+        let overrides = [&[dir.as_str()], overrides].concat();
+        let app = App::start(config(&overrides).expect("a legal configuration")).expect("a service");
         let (data, admin) = (app.data_address(), app.admin_address());
         let (stop, stopped) = oneshot::channel::<()>();
         let thread = std::thread::spawn(move || {
@@ -45,7 +58,7 @@ impl Service {
                 let _ = stopped.await;
             }));
         });
-        Self { data, admin, stop: Some(stop), thread: Some(thread) }
+        Self { data, admin, ledger: ledger.to_owned(), _directory: None, stop: Some(stop), thread: Some(thread) }
     }
 
     /// Tells the service to stop, as SIGTERM does, and goes on at once.

@@ -24,7 +24,8 @@ fn failed(arguments: &[&str]) -> (i32, String) {
     (status.code().expect("an exit code"), message)
 }
 
-const PORTS: [&str; 4] = ["--set", "http.listen=127.0.0.1:0", "--set", "admin.listen=127.0.0.1:0"];
+const PORTS: [&str; 6] =
+    ["--set", "http.listen=127.0.0.1:0", "--set", "admin.listen=127.0.0.1:0", "--set", "ledger.promise=off"];
 
 fn serve_with(setting: &str) -> (i32, String) {
     failed(&[["serve"].as_slice(), &PORTS, &["--set", setting]].concat())

@@ -1,13 +1,15 @@
-//! The command line: what can be asked of the binary, and its exit codes.
+//! The command line: what can be asked of the binary, and its exit codes. The verbs about the ledger are in `ledger`.
 
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+mod ledger;
+
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
+use ledger::{LedgerCommand, ReplayArguments};
 
 use crate::app::{self, App, PolicyError};
 use crate::config::{self, Config, Sources};
@@ -36,11 +38,21 @@ enum Command {
     /// Check a bundle, a policy or a configuration without serving it
     #[command(subcommand)]
     Verify(Verify),
+    /// Make recorded decisions again, and compare them bit for bit
+    Replay(ReplayArguments),
+    /// Export, back up, restore the ledger; rotate its keys
+    #[command(subcommand)]
+    Ledger(LedgerCommand),
     /// Ask a running service whether it is ready: exit code 0 if so
     Health(Configured),
     /// Write the contract of the HTTP API to standard output
     Openapi,
 }
+
+/// A check that was made and falls short.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Falls(String);
 
 #[derive(Debug, Args)]
 struct Configured {
@@ -72,6 +84,14 @@ enum Verify {
         /// The TOML file
         path: PathBuf,
     },
+    /// Check every record of the ledger: changed, missing, inserted, reordered, cut off
+    Ledger {
+        /// A head that was noted outside, SEQ:LINK: it must still be there
+        #[arg(long, value_name = "SEQ:LINK")]
+        expect: Option<String>,
+        #[command(flatten)]
+        configured: Configured,
+    },
     /// Check a configuration file together with the environment
     Config {
         /// The TOML file
@@ -84,6 +104,8 @@ pub fn run(cli: Cli) -> ExitCode {
     let done = match cli.command {
         Command::Serve(configured) => serve(configured),
         Command::Verify(verify) => verify.run(),
+        Command::Replay(arguments) => ledger::replay(arguments),
+        Command::Ledger(command) => command.run(),
         Command::Health(configured) => health(configured),
         Command::Openapi => write_out(&http::contract_yaml()),
     };
@@ -101,7 +123,10 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     if error.is::<config::Error>() {
         return USAGE;
     }
-    if error.is::<PolicyError>() {
+    if error.is::<PolicyError>()
+        || error.is::<Falls>()
+        || matches!(error.downcast_ref(), Some(crate::ledger::Error::Broken(_)))
+    {
         return DATA;
     }
     match error.downcast_ref::<model::Error>() {
@@ -184,6 +209,7 @@ impl Verify {
                 }
                 write_out(&text)
             }
+            Verify::Ledger { expect, configured } => ledger::verify(configured, expect.as_deref()),
             Verify::Config { path } => {
                 Configured { config: Some(path.clone()), flags: Vec::new() }.load()?;
                 write_out(&format!("{}: a legal configuration\n", path.display()))
@@ -192,24 +218,11 @@ impl Verify {
     }
 }
 
-/// Asks `/readyz` of the data plane, as a container's health check does. Plain HTTP by hand: the service needs no client
-/// otherwise.
+/// Asks `/readyz` of the data plane, as a container's health check does.
 fn health(configured: Configured) -> anyhow::Result<()> {
-    const PATIENCE: Duration = Duration::from_secs(2);
-    let mut address: SocketAddr = configured.load()?.http.listen;
-    if address.ip().is_unspecified() {
-        address.set_ip(match address {
-            SocketAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
-            SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
-        });
-    }
-    let mut stream =
-        TcpStream::connect_timeout(&address, PATIENCE).with_context(|| format!("nothing listens on {address}"))?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.write_all(format!("GET /readyz HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n").as_bytes())?;
-    let mut status = [0; 12];
-    stream.read_exact(&mut status).with_context(|| format!("no answer from {address}"))?;
-    anyhow::ensure!(status.ends_with(b" 200"), "the service on {address} is not ready");
+    let address = configured.load()?.http.listen;
+    let (status, _) = ledger::call(address, "GET", "/readyz", "", Duration::from_secs(2))?;
+    anyhow::ensure!(status == 200, "the service on {address} is not ready");
     write_out("ready\n")
 }
 

@@ -1,0 +1,198 @@
+//! The verbs of the command line about the ledger: verify, replay, export, backup, restore, rotate-keys. Verify, replay and export
+//! only read, and do so beside a running service; backup and rotate-keys ask it.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::{Args, Subcommand};
+
+use super::{Configured, Falls, write_out};
+use crate::config::Config;
+use crate::domain::id::DecisionId;
+use crate::ledger::{self, Reading};
+use crate::model::Runtime;
+use crate::replay::{Outcome, Replay};
+
+#[derive(Debug, Args)]
+pub(super) struct ReplayArguments {
+    /// The decision id
+    #[arg(required_unless_present = "last")]
+    id: Option<String>,
+    /// The last so many decisions instead of one
+    #[arg(long, conflicts_with = "id")]
+    last: Option<usize>,
+    #[command(flatten)]
+    configured: Configured,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum LedgerCommand {
+    /// Write decisions into a Parquet file
+    Export {
+        /// The new file
+        path: PathBuf,
+        /// Made at or after this time, RFC 3339
+        #[arg(long)]
+        from: Option<jiff::Timestamp>,
+        /// Made before this time
+        #[arg(long)]
+        to: Option<jiff::Timestamp>,
+        #[command(flatten)]
+        configured: Configured,
+    },
+    /// Copy the ledger of the running service into a new file; the key file is not copied
+    Backup {
+        /// The new file, as the service sees it
+        path: PathBuf,
+        #[command(flatten)]
+        configured: Configured,
+    },
+    /// Put a backup, once it is verified, in the place of the ledger; the service must not run
+    Restore {
+        /// The backup
+        path: PathBuf,
+        #[command(flatten)]
+        configured: Configured,
+    },
+    /// Let the running service write with a new master secret from now on
+    RotateKeys {
+        #[command(flatten)]
+        configured: Configured,
+    },
+}
+
+/// `mainstay verify ledger`.
+pub(super) fn verify(configured: Configured, expect: Option<&str>) -> anyhow::Result<()> {
+    let config = configured.load()?;
+    let found = Reading::open(&config.ledger.dir)?.verify(expect)?;
+    let text = format!(
+        "{} records, {} of them decisions ({} with inputs erased); head {}\n",
+        found.entries, found.decisions, found.erased, found.head
+    );
+    write_out(&text)?;
+    if found.problems.is_empty() {
+        return write_out("every record is as it was written, and where it was written\n");
+    }
+    Err(Falls(format!("the ledger is not what was written:{}", list(&found.problems))).into())
+}
+
+/// `mainstay replay`.
+pub(super) fn replay(arguments: ReplayArguments) -> anyhow::Result<()> {
+    let config = arguments.configured.load()?;
+    let reading = Reading::open(&config.ledger.dir)?;
+    let recorded = match (&arguments.id, arguments.last) {
+        (Some(id), _) => {
+            let id = DecisionId::parse(id).with_context(|| format!("{id} is no decision id"))?;
+            vec![reading.decision(id)?.with_context(|| format!("no decision {id} is on record"))?]
+        }
+        (None, last) => reading.last_decisions(last.unwrap_or(1))?,
+    };
+    let runtime = Runtime::load(&config.runtime.library)?;
+    let mut replay = Replay::new(runtime, config.models.dir.clone(), config.models.probe_row_p99_us_max);
+    let (mut same, mut impossible, mut problems) = (0, 0, Vec::new());
+    for decision in &recorded {
+        match replay.run(decision) {
+            Outcome::Same => same += 1,
+            Outcome::Different(how) => problems.push(format!("{}: {how}", decision.id)),
+            Outcome::Impossible(why) => {
+                impossible += 1;
+                problems.push(format!("{}: cannot be replayed: {why}", decision.id));
+            }
+        }
+    }
+    if let ([decision], 1) = (recorded.as_slice(), same) {
+        let answer = format!("score {}, tier {}, action {}", decision.score, decision.tier, decision.action);
+        write_out(&format!("{}: {answer}, by {} {}\n", decision.id, decision.model, decision.model_version))?;
+    }
+    write_out(&format!(
+        "{same} of {} decisions came out the same to the last bit, {impossible} could not be replayed\n",
+        recorded.len()
+    ))?;
+    problems.truncate(20);
+    if problems.is_empty() { Ok(()) } else { Err(Falls(format!("not as recorded:{}", list(&problems))).into()) }
+}
+
+impl LedgerCommand {
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        match self {
+            LedgerCommand::Export { path, from, to, configured } => {
+                let ms = |time: Option<jiff::Timestamp>, or| time.map_or(or, jiff::Timestamp::as_millisecond);
+                let reading = Reading::open(&configured.load()?.ledger.dir)?;
+                let rows = reading.export(&path, ms(from, i64::MIN), ms(to, i64::MAX))?;
+                write_out(&format!("{rows} decisions in {}\n", path.display()))
+            }
+            LedgerCommand::Backup { path, configured } => {
+                let path = std::path::absolute(&path).context("the path cannot be made absolute")?;
+                let body = serde_json::json!({ "path": path }).to_string();
+                ask(&configured.load()?, "/v1/ledger/backup", &body)?;
+                write_out(&format!("a copy of the ledger is in {}\n", path.display()))
+            }
+            LedgerCommand::RotateKeys { configured } => {
+                let answer = ask(&configured.load()?, "/v1/ledger/rotate-keys", "{}")?;
+                write_out(&format!("{}\n", answer.trim()))
+            }
+            LedgerCommand::Restore { path, configured } => {
+                let dir = configured.load()?.ledger.dir;
+                restore(&path, &dir)
+            }
+        }
+    }
+}
+
+fn restore(backup: &Path, dir: &Path) -> anyhow::Result<()> {
+    let found = ledger::restore(backup, dir)?;
+    if !found.problems.is_empty() {
+        return Err(Falls(format!(
+            "the backup is not what was written, and nothing was changed:{}",
+            list(&found.problems)
+        ))
+        .into());
+    }
+    write_out(&format!(
+        "{} records restored; head {}; what stood there before was kept beside it\n",
+        found.entries, found.head
+    ))
+}
+
+/// Posts to the admin plane of the running service.
+fn ask(config: &Config, path: &str, body: &str) -> anyhow::Result<String> {
+    let (status, answer) = call(config.admin.listen, "POST", path, body, Duration::from_secs(600))?;
+    anyhow::ensure!(status == 200, "the service answered {status}: {answer}");
+    Ok(answer)
+}
+
+/// One HTTP request by hand: the service needs no client otherwise. The status and the body.
+pub(super) fn call(
+    mut address: SocketAddr,
+    method: &str,
+    path: &str,
+    body: &str,
+    patience: Duration,
+) -> anyhow::Result<(u16, String)> {
+    if address.ip().is_unspecified() {
+        address.set_ip(match address {
+            SocketAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
+            SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    let connect = TcpStream::connect_timeout(&address, Duration::from_secs(2));
+    let mut stream = connect.with_context(|| format!("nothing listens on {address}: does the service run?"))?;
+    stream.set_read_timeout(Some(patience))?;
+    let head = format!(
+        "{method} {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(format!("{head}{body}").as_bytes())?;
+    let mut answer = String::new();
+    stream.take(1 << 20).read_to_string(&mut answer).with_context(|| format!("no answer from {address}"))?;
+    let (head, body) = answer.split_once("\r\n\r\n").with_context(|| format!("no HTTP from {address}"))?;
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+    Ok((status.with_context(|| format!("no HTTP from {address}"))?, body.to_owned()))
+}
+
+fn list(problems: &[String]) -> String {
+    problems.iter().map(|problem| format!("\n  - {problem}")).collect()
+}

@@ -1,0 +1,54 @@
+//! What the ledger remembers, for those above: decisions by id and by customer, erasure, keys, copies. Every call reads or writes
+//! a disk: none is for a thread that answers customers.
+
+use std::path::Path;
+
+use super::{Engine, Error};
+use crate::domain::id::DecisionId;
+use crate::ledger::{Ledger, Page, Recorded};
+
+impl Engine {
+    fn ledger(&self) -> Result<&Ledger, Error> {
+        self.ledger.as_ref().ok_or(Error::LedgerOff)
+    }
+
+    /// A recorded decision.
+    pub fn decision_of_record(&self, id: DecisionId) -> Result<Option<Recorded>, Error> {
+        Ok(self.ledger()?.decision(id)?)
+    }
+
+    /// The recorded decisions on a customer, the newest first.
+    pub fn decisions_of(&self, customer_id: &str, page: &Page) -> Result<Vec<Recorded>, Error> {
+        Ok(self.ledger()?.decisions_of(customer_id, page)?)
+    }
+
+    /// Makes every recorded input of a customer unreadable for ever. Whether there was such a customer.
+    pub fn erase(&self, customer_id: &str) -> Result<bool, Error> {
+        Ok(self.ledger()?.erase(customer_id)?)
+    }
+
+    /// Adds a new master secret to the ledger's keys: its version.
+    pub fn rotate_keys(&self) -> Result<u32, Error> {
+        Ok(self.ledger()?.rotate_keys()?)
+    }
+
+    /// Copies the ledger into a new file.
+    pub fn backup(&self, path: &Path) -> Result<(), Error> {
+        Ok(self.ledger()?.backup(path)?)
+    }
+
+    /// Brings the metrics of the ledger up to date.
+    pub fn measure(&self) {
+        if let Some(ledger) = &self.ledger {
+            let state = ledger.state();
+            self.metrics.ledger(state.seq() as u64, state.failed_commits() as u64, state.waiting() as f64);
+        }
+    }
+
+    /// Writes what waits to be recorded and closes the ledger.
+    pub fn close(&self) {
+        if let Some(ledger) = &self.ledger {
+            ledger.close();
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! What the writer does when nothing waits, a step at a time: the index of customers, keys wrapped anew, retention, destroyed
+//! keys overwritten. And the thread that brings the write-ahead log into the database.
+
+use std::path::Path;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::keys::{Pseudonym, hex};
+use super::store::{self, Head};
+use super::writer::{IDLE, Writer};
+use super::{Action, Error};
+
+/// Rows of one step: few, as somebody may come.
+const STEP: i64 = 512;
+/// The size of the write-ahead log from which it is copied into the database, in pages.
+const CHECKPOINT_PAGES: i64 = 2_000;
+
+impl Writer {
+    /// One step of what can wait: whether there may be more.
+    pub(super) fn chore(&mut self) -> Result<bool, Error> {
+        let _ = self.scrub()?;
+        Ok(self.index()? | self.rewrap()? | self.forget()?)
+    }
+
+    /// Brings the index of customers up to date. Its places are all over the table, so that one entry of it costs as much
+    /// as the record itself: it is not written with it.
+    pub(super) fn index(&mut self) -> Result<bool, Error> {
+        let indexed = self.indexed;
+        if indexed >= self.desk.head.seq {
+            return Ok(false);
+        }
+        let through = (indexed + STEP).min(self.desk.head.seq);
+        let transaction = self.database.transaction()?;
+        transaction.execute(
+            "INSERT OR IGNORE INTO customer_entry SELECT customer, seq FROM entry WHERE seq > ?1 AND seq <= ?2 AND customer IS NOT NULL ORDER BY customer, seq",
+            params![indexed, through],
+        )?;
+        store::set_meta(&transaction, "indexed", &through.to_le_bytes())?;
+        transaction.commit()?;
+        self.indexed = through;
+        Ok(true)
+    }
+
+    /// Wraps keys of customers under the newest master secret.
+    fn rewrap(&mut self) -> Result<bool, Error> {
+        let keys = self.desk.keys.load_full();
+        let found: Vec<(Vec<u8>, u32, Vec<u8>)> = {
+            if keys.version() == 1 {
+                return Ok(false);
+            }
+            let mut statement = self
+                .database
+                .prepare_cached("SELECT customer, key_version, wrapped FROM customer WHERE key_version < ?1 AND wrapped IS NOT NULL LIMIT ?2")?;
+            let rows = statement
+                .query_map(params![keys.version(), STEP], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+            rows.collect::<Result<_, _>>()?
+        };
+        let transaction = self.database.transaction()?;
+        for (customer, version, wrapped) in &found {
+            let pseudonym: Pseudonym = customer.as_slice().try_into().map_err(|_| Error::Sealed)?;
+            let wrapped = keys.wrap(&pseudonym, &keys.unwrap(*version, &pseudonym, wrapped)?)?;
+            transaction.execute(
+                "UPDATE customer SET key_version = ?2, wrapped = ?3 WHERE customer = ?1",
+                params![customer, keys.version(), wrapped],
+            )?;
+        }
+        transaction.commit()?;
+        Ok(!found.is_empty())
+    }
+
+    /// Removes the oldest records where time or size ask for it, and records that it did.
+    fn forget(&mut self) -> Result<bool, Error> {
+        let first: Option<(i64, i64)> = self
+            .database
+            .prepare_cached("SELECT seq, at_ms FROM entry ORDER BY seq LIMIT 1")?
+            .query_row([], |row| Ok((row.get(0)?, row.get(1)?)))
+            .optional()?;
+        let Some((first, first_ms)) = first else { return Ok(false) };
+        let keep_ms = i64::from(self.desk.options.retention_days) * 86_400_000;
+        let oldest_ms = self.desk.now_ms() as i64 - keep_ms;
+        let pragma = |name: &str| self.database.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
+        let through = if keep_ms > 0 && first_ms < oldest_ms {
+            let mut statement = self.database.prepare_cached(
+                "SELECT max(seq) FROM (SELECT seq, at_ms FROM entry WHERE seq >= ?1 ORDER BY seq LIMIT ?2) WHERE at_ms < ?3",
+            )?;
+            statement.query_row(params![first, STEP, oldest_ms], |row| row.get(0))?
+        } else if self.desk.options.bytes_max > 0
+            && (pragma("page_count")? - pragma("freelist_count")?) * pragma("page_size")?
+                > self.desk.options.bytes_max as i64
+        {
+            Some(first + STEP)
+        } else {
+            None
+        };
+        // The last record stays: the chain goes on from it.
+        let Some(through) =
+            through.map(|through: i64| through.min(self.desk.head.seq - 1)).filter(|through| *through >= first)
+        else {
+            return Ok(false);
+        };
+        let link: Vec<u8> =
+            self.database.query_row("SELECT link FROM entry WHERE seq = ?1", [through], |row| row.get(0))?;
+        let mark = Head {
+            seq: through,
+            link: link.as_slice().try_into().map_err(|_| Error::Broken("a link is cut".to_owned()))?,
+        };
+        let draft = self.desk.action_draft(&Action::Retention { through, link: hex(&link) });
+        self.transact(|desk, transaction| {
+            store::write_mark(transaction, &desk.keys.load(), "first", &mark)?;
+            transaction.execute(
+                "DELETE FROM customer_entry WHERE (customer, seq) IN (SELECT customer, seq FROM entry WHERE seq <= ?1 AND customer IS NOT NULL)",
+                [through],
+            )?;
+            transaction.execute("DELETE FROM entry WHERE seq <= ?1", [through])?;
+            let mut head = desk.head;
+            desk.append(transaction, &draft, &mut head, &mut Vec::new())?;
+            Ok((head, ()))
+        })?;
+        Ok(true)
+    }
+
+    /// Ends the copies of destroyed keys in the write-ahead log: `secure_delete` overwrites their places, the checkpoint brings
+    /// that into the database file, and truncating the log ends it there. Whether it is still to be done.
+    pub(super) fn scrub(&mut self) -> Result<bool, Error> {
+        if self.scrub {
+            let busy: i64 = self.database.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
+            self.scrub = busy != 0;
+        }
+        Ok(self.scrub)
+    }
+}
+
+/// Copies the write-ahead log into the database from time to time, until `stopped`. On a thread of its own: it waits for the
+/// disk, which no commit should.
+pub(super) fn checkpoints(database: &Connection, stopped: &Receiver<()>) {
+    while stopped.recv_timeout(IDLE) == Err(RecvTimeoutError::Timeout) {
+        let pages = |database: &Connection| {
+            let path = database.path().map(|path| format!("{path}-wal"));
+            let bytes = path.and_then(|path| std::fs::metadata(Path::new(&path)).ok()).map_or(0, |file| file.len());
+            (bytes / 4_096) as i64
+        };
+        if pages(database) < CHECKPOINT_PAGES {
+            continue;
+        }
+        // The log starts anew only when all of it was copied. What came during one pass is little for the next one.
+        for _ in 0..4 {
+            let pass = database.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| {
+                Ok((row.get::<_, i64>(1)?, row.get::<_, i64>(2)?))
+            });
+            match pass {
+                Ok((log, copied)) if log != copied => {}
+                _ => break,
+            }
+        }
+    }
+}

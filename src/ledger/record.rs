@@ -1,0 +1,177 @@
+//! What the ledger records, and how a record is chained: the canonical bytes of an entry, and its link to the one before.
+//! Where it is stored is in `store`.
+
+use std::borrow::Cow;
+
+use hmac::Mac;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::keys::{Keys, Link, Pseudonym};
+use crate::domain::decision::{Decision, ModelId};
+use crate::domain::id::DecisionId;
+use crate::domain::policy::Policy;
+
+/// What happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A customer was decided on.
+    Decision,
+    /// What a customer then did.
+    Outcome,
+    /// What an operator, or the service itself, did.
+    Action,
+}
+
+impl Kind {
+    /// Its name in the database.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Decision => "decision",
+            Kind::Outcome => "outcome",
+            Kind::Action => "action",
+        }
+    }
+}
+
+/// Something to be recorded. Made on the thread of a request, so it only holds what is there already.
+#[derive(Debug)]
+pub(super) enum Draft {
+    /// A decision on the customer of `pseudonym`, who sent `inputs`.
+    Decision { decision: Decision, pseudonym: Pseudonym, inputs: bytes::Bytes },
+    /// An action, as a JSON object that names nobody but by pseudonym.
+    Action { id: DecisionId, at_ms: u64, body: String },
+}
+
+/// What a decision may say beyond its columns; each has its field ready and is left out while nothing fills it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Extra {
+    /// Whether the customer was kept from intervention.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holdout: Option<bool>,
+    /// The probability with which this intervention was chosen, 0 to 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub propensity: Option<f64>,
+    /// The reasons of the answer, each with its SHAP value in log-odds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reasons: Option<Vec<Reason>>,
+}
+
+/// One reason of an answer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reason {
+    /// Its stable code.
+    pub code: String,
+    /// Its contribution in log-odds.
+    pub shap: f64,
+}
+
+/// What was answered, in columns of its own so that ordinary tools can count it.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Answer<'e> {
+    pub(super) score: f64,
+    pub(super) tier: Cow<'e, str>,
+    pub(super) action: Cow<'e, str>,
+    pub(super) arm: Cow<'e, str>,
+}
+
+/// An entry as it stands in the database; on its way there it borrows from its draft.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Entry<'e> {
+    pub(super) seq: i64,
+    pub(super) kind: Cow<'e, str>,
+    pub(super) at_ms: i64,
+    pub(super) id: Cow<'e, [u8]>,
+    pub(super) customer: Option<Cow<'e, [u8]>>,
+    /// The digest of the row of `version` that it refers to.
+    pub(super) version: Option<Cow<'e, [u8]>>,
+    pub(super) answer: Option<Answer<'e>>,
+    pub(super) body: Cow<'e, str>,
+    pub(super) digest: Option<Cow<'e, [u8]>>,
+    pub(super) sealed: Option<Cow<'e, [u8]>>,
+    pub(super) key_version: u32,
+}
+
+impl Entry<'_> {
+    /// The link of this entry behind `previous`: HMAC-SHA256 over the link before and every field, each with its length, so
+    /// that no two entries have the same bytes. Keyed, so that who can write the file but not read the keys cannot mend a
+    /// chain that he broke. `None` when the key is not there.
+    pub(super) fn link(&self, keys: &Keys, previous: &Link) -> Option<Link> {
+        let mut mac = keys.chain(self.key_version)?;
+        mac.update(previous);
+        mac.update(&self.seq.to_le_bytes());
+        mac.update(&self.at_ms.to_le_bytes());
+        mac.update(&self.key_version.to_le_bytes());
+        mac.update(&self.answer.as_ref().map_or(u64::MAX, |answer| answer.score.to_bits()).to_le_bytes());
+        let answer = self.answer.as_ref();
+        for field in [
+            Some(self.kind.as_bytes()),
+            Some(&self.id),
+            self.customer.as_deref(),
+            self.version.as_deref(),
+            answer.map(|answer| answer.tier.as_bytes()),
+            answer.map(|answer| answer.action.as_bytes()),
+            answer.map(|answer| answer.arm.as_bytes()),
+            Some(self.body.as_bytes()),
+            self.digest.as_deref(),
+            self.sealed.as_deref(),
+        ] {
+            // An absent field differs from an empty one.
+            mac.update(&field.map_or(u64::MAX, |bytes| bytes.len() as u64).to_le_bytes());
+            mac.update(field.unwrap_or_default());
+        }
+        Some(mac.finalize().into_bytes().into())
+    }
+}
+
+/// A row of `version`: everything that an answer was made by.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Version {
+    pub(super) model: String,
+    pub(super) model_version: String,
+    pub(super) model_digest: String,
+    pub(super) policy: String,
+    pub(super) policy_version: String,
+    /// The policy document itself, so that a decision can be replayed when its file is gone.
+    pub(super) policy_document: String,
+    pub(super) config_digest: String,
+}
+
+impl Version {
+    pub(super) fn new(model: &ModelId, policy: &Policy, config_digest: &str) -> Self {
+        Self {
+            model: model.name.clone(),
+            model_version: model.version.clone(),
+            model_digest: model.digest.clone(),
+            policy: policy.name().to_owned(),
+            policy_version: policy.version().to_owned(),
+            policy_document: policy.document().to_owned(),
+            config_digest: config_digest.to_owned(),
+        }
+    }
+
+    /// The fields, in the order of the columns.
+    pub(super) fn fields(&self) -> [&str; 7] {
+        [
+            &self.model,
+            &self.model_version,
+            &self.model_digest,
+            &self.policy,
+            &self.policy_version,
+            &self.policy_document,
+            &self.config_digest,
+        ]
+    }
+
+    /// The hash of its fields, each with its length: what an entry's link covers.
+    pub(super) fn digest(&self) -> [u8; 32] {
+        let mut hash = Sha256::new();
+        for field in self.fields() {
+            hash.update((field.len() as u64).to_le_bytes());
+            hash.update(field);
+        }
+        hash.finalize().into()
+    }
+}

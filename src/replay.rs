@@ -1,0 +1,103 @@
+//! Replay: makes recorded decisions again from their recorded inputs, the bundle on disk and the recorded policy document, and
+//! compares them bit for bit. Nothing is recorded or changed.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use crate::domain::policy::Policy;
+use crate::domain::policy_document;
+use crate::http;
+use crate::ledger::{Inputs, Recorded};
+use crate::model::{LoadOptions, Model, Runtime};
+
+/// What a decision was made again by: bundles and policies are loaded once.
+pub struct Replay<'r> {
+    runtime: &'r Runtime,
+    models_dir: PathBuf,
+    row_p99_us_max: u64,
+    models: HashMap<String, Result<Model, String>>,
+    policies: HashMap<String, Result<Policy, String>>,
+}
+
+/// How a decision came out the second time.
+#[derive(Debug, PartialEq)]
+pub enum Outcome {
+    /// As it was, to the last bit.
+    Same,
+    /// Differently, and how.
+    Different(String),
+    /// Not at all, and why.
+    Impossible(String),
+}
+
+impl<'r> Replay<'r> {
+    /// Replays with bundles from `models_dir`.
+    pub fn new(runtime: &'r Runtime, models_dir: PathBuf, row_p99_us_max: u64) -> Self {
+        Self { runtime, models_dir, row_p99_us_max, models: HashMap::new(), policies: HashMap::new() }
+    }
+
+    /// Makes `recorded` again.
+    pub fn run(&mut self, recorded: &Recorded) -> Outcome {
+        match self.decide(recorded) {
+            Err(why) => Outcome::Impossible(why),
+            Ok((score, tier, action)) => {
+                let mut differences = Vec::new();
+                if score.to_bits() != recorded.score.to_bits() {
+                    differences.push(format!("score {score} instead of {}", recorded.score));
+                }
+                if tier != recorded.tier {
+                    differences.push(format!("tier {tier} instead of {}", recorded.tier));
+                }
+                if action != recorded.action {
+                    differences.push(format!("action {action} instead of {}", recorded.action));
+                }
+                if differences.is_empty() { Outcome::Same } else { Outcome::Different(differences.join(", ")) }
+            }
+        }
+    }
+
+    fn decide(&mut self, recorded: &Recorded) -> Result<(f64, String, String), String> {
+        let inputs = match &recorded.inputs {
+            Inputs::Kept(inputs) => inputs,
+            Inputs::Erased => return Err("its inputs were erased".to_owned()),
+            Inputs::NotKept => return Err("its inputs were not kept".to_owned()),
+        };
+        let (runtime, dir, row_p99_us_max) = (self.runtime, &self.models_dir, self.row_p99_us_max);
+        let model = self.models.entry(recorded.model_digest.clone()).or_insert_with(|| {
+            let path = dir.join(&recorded.model).join(&recorded.model_version);
+            let model = Model::load(runtime, &path, LoadOptions { lanes: 1, row_p99_us_max })
+                .map_err(|error| error.to_string())?;
+            if model.digest() == recorded.model_digest {
+                Ok(model)
+            } else {
+                Err(format!(
+                    "the bundle {} is not the one that decided: its digest is {}",
+                    path.display(),
+                    model.digest()
+                ))
+            }
+        });
+        let model = model.as_ref().map_err(Clone::clone)?;
+        let policy = self.policies.entry(recorded.policy_version.clone()).or_insert_with(|| {
+            policy_document::parse(&recorded.policy_document, &recorded.policy_version)
+                .map_err(|problems| problems.join("; "))
+        });
+        let policy = policy.as_ref().map_err(Clone::clone)?;
+
+        let record = http::read_record(inputs)?;
+        let mut row = vec![0.0; model.schema().columns()];
+        model
+            .schema()
+            .vectorize(&record.features, &mut row)
+            .map_err(|_| "its inputs break the dictionary".to_owned())?;
+        let score = model.score(&row).map_err(|error| error.to_string())?;
+        let tier = &policy.tiers()[policy.tier_of(score)];
+        Ok((score.value(), tier.name.clone(), tier.intervention.action.clone()))
+    }
+}
+
+impl std::fmt::Debug for Replay<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Replay").field("models_dir", &self.models_dir).finish_non_exhaustive()
+    }
+}
