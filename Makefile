@@ -57,6 +57,10 @@ load: runtime ## Open-loop load test with a verdict against the SLO; ARGS="--url
 show-score: ## The evidence: score all rows of DATA through a fresh clone
 	$(PYTHON) scripts/show_score.py --data $(DATA)
 
+.PHONY: show-record
+show-record: runtime ## The evidence of the ledger: kills, tampering, full and slow disk, rate, cost, replay, erasure
+	$(PYTHON) scripts/show_record.py $(ARGS)
+
 .PHONY: image
 image: ## Build the container image and prove it by running it; ARGS=--local-base where no registry is reached
 	scripts/image.sh $(ARGS)

@@ -1,7 +1,8 @@
 //! What the writer does when nothing waits, a step at a time: the index of customers, keys wrapped anew, retention, destroyed
 //! keys overwritten. And the thread that brings the write-ahead log into the database.
 
-use std::path::Path;
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 
 use rusqlite::{Connection, OptionalExtension, params};
@@ -9,18 +10,29 @@ use rusqlite::{Connection, OptionalExtension, params};
 use super::keys::{Pseudonym, hex};
 use super::store::{self, Head};
 use super::writer::{IDLE, Writer};
-use super::{Action, Error};
+use super::{Action, Error, State};
 
 /// Rows of one step: few, as somebody may come.
 const STEP: i64 = 512;
-/// The size of the write-ahead log from which it is copied into the database, in pages.
-const CHECKPOINT_PAGES: i64 = 2_000;
+/// The size of the write-ahead log from which it is copied into the database, in bytes.
+const CHECKPOINT_BYTES: u64 = 16 << 20;
+/// The size from which it is started anew. Under a load that never pauses some of it is always still to be copied, so that
+/// it would only grow: then the writer copies the rest itself, which is little.
+const LOG_BYTES_MAX: u64 = 64 << 20;
 
 impl Writer {
     /// One step of what can wait: whether there may be more.
     pub(super) fn chore(&mut self) -> Result<bool, Error> {
         let _ = self.scrub()?;
         Ok(self.index()? | self.rewrap()? | self.forget()?)
+    }
+
+    /// Copies the rest of a large write-ahead log, so that the next commit begins it anew.
+    pub(super) fn restart_log(&mut self) {
+        if self.desk.state.log_full.swap(false, Ordering::Relaxed) {
+            // Where it fails, or a reader is in the way, it is asked for again.
+            let _ = checkpoint(&self.database);
+        }
     }
 
     /// Brings the index of customers up to date. Its places are all over the table, so that one entry of it costs as much
@@ -133,25 +145,29 @@ impl Writer {
 
 /// Copies the write-ahead log into the database from time to time, until `stopped`. On a thread of its own: it waits for the
 /// disk, which no commit should.
-pub(super) fn checkpoints(database: &Connection, stopped: &Receiver<()>) {
+pub(super) fn checkpoints(database: &Connection, state: &State, stopped: &Receiver<()>) {
+    let log = database.path().map(|path| PathBuf::from(format!("{path}-wal")));
     while stopped.recv_timeout(IDLE) == Err(RecvTimeoutError::Timeout) {
-        let pages = |database: &Connection| {
-            let path = database.path().map(|path| format!("{path}-wal"));
-            let bytes = path.and_then(|path| std::fs::metadata(Path::new(&path)).ok()).map_or(0, |file| file.len());
-            (bytes / 4_096) as i64
-        };
-        if pages(database) < CHECKPOINT_PAGES {
+        let bytes = log.as_ref().and_then(|log| std::fs::metadata(log).ok()).map_or(0, |log| log.len());
+        if bytes < CHECKPOINT_BYTES {
             continue;
         }
-        // The log starts anew only when all of it was copied. What came during one pass is little for the next one.
-        for _ in 0..4 {
-            let pass = database.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| {
-                Ok((row.get::<_, i64>(1)?, row.get::<_, i64>(2)?))
-            });
-            match pass {
-                Ok((log, copied)) if log != copied => {}
+        // What comes during one pass is little for the next one.
+        for _ in 0..3 {
+            match checkpoint(database) {
+                Ok(rest) if rest > 0 => {}
                 _ => break,
             }
         }
+        if bytes > LOG_BYTES_MAX {
+            state.log_full.store(true, Ordering::Relaxed);
+        }
     }
+}
+
+/// Copies what nobody reads any more: how many pages of the log are left.
+fn checkpoint(database: &Connection) -> Result<i64, Error> {
+    let (log, copied): (i64, i64) =
+        database.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| Ok((row.get(1)?, row.get(2)?)))?;
+    Ok(log - copied)
 }

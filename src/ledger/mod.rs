@@ -14,7 +14,7 @@ mod verify;
 mod writer;
 
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -82,6 +82,8 @@ pub struct State {
     waiting: AtomicUsize,
     failed_commits: AtomicUsize,
     seq: AtomicUsize,
+    /// The write-ahead log is large and nearly all of it was copied: the writer shall copy the rest, so that it starts anew.
+    log_full: AtomicBool,
 }
 
 impl State {
@@ -137,10 +139,14 @@ impl Ledger {
             let thread = std::thread::Builder::new().name(name.to_owned()).spawn(work);
             thread.map_err(|source| Error::File { path: path.clone(), source })
         };
+        let for_checkpoints = state.clone();
         let checkpoints = store::open(&path, options.promise)?;
         let threads = Mutex::new(vec![
             spawn("mainstay-ledger", Box::new(move || writer.run(&commands)))?,
-            spawn("mainstay-checkpoint", Box::new(move || chores::checkpoints(&checkpoints, &stopped)))?,
+            spawn(
+                "mainstay-checkpoint",
+                Box::new(move || chores::checkpoints(&checkpoints, &for_checkpoints, &stopped)),
+            )?,
         ]);
         let readers = reader::Pool::new(path);
         Ok(Self { options: options.clone(), keys, queue, state, readers, threads, stop_checkpoints })

@@ -69,7 +69,7 @@ pub(super) struct Writer {
 pub(super) struct Desk {
     pub(super) keys: Arc<ArcSwap<Keys>>,
     pub(super) head: Head,
-    state: Arc<State>,
+    pub(super) state: Arc<State>,
     pub(super) options: Options,
     config_digest: String,
     clock: fn() -> SystemTime,
@@ -150,6 +150,7 @@ impl Writer {
                 next = if count < GROUP_MAX { commands.try_recv().ok() } else { None };
             }
             if !group.is_empty() {
+                self.restart_log();
                 self.write(group, count);
                 if self.desk.head.seq - self.indexed > INDEX_LAG_MAX {
                     let _ = self.index();
