@@ -37,6 +37,11 @@ impl Engine {
         Ok(self.ledger()?.backup(path)?)
     }
 
+    /// Whether decisions can be recorded, as far as is known.
+    pub fn records(&self) -> bool {
+        self.ledger.as_ref().is_none_or(|ledger| !ledger.state().failing())
+    }
+
     /// Brings the metrics of the ledger up to date.
     pub fn measure(&self) {
         if let Some(ledger) = &self.ledger {

@@ -13,7 +13,7 @@ use super::Shared;
 /// Whether the service is alive or ready.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Health {
-    /// `ok`, or `draining`.
+    /// `ok`, `draining` or `ledger_unavailable`.
     #[schema(value_type = String, example = "ok")]
     status: &'static str,
 }
@@ -43,20 +43,21 @@ pub(super) async fn livez() -> Json<Health> {
 
 /// May traffic be sent here?
 ///
-/// Yes from the moment every model has passed its probe until the service is told to stop.
+/// Yes from the moment every model has passed its probe until the service is told to stop, while decisions can be recorded.
 #[utoipa::path(
     get, path = "/readyz", tag = "health", operation_id = "readyz",
     responses(
         (status = 200, description = "It may", body = Health),
-        (status = 503, description = "The service is stopping", body = Health),
+        (status = 503, description = "The service is stopping, or cannot record decisions", body = Health),
     )
 )]
 pub(super) async fn readyz(State(shared): State<Shared>) -> (StatusCode, Json<Health>) {
-    if shared.draining.load(Ordering::Acquire) {
-        (StatusCode::SERVICE_UNAVAILABLE, Json(Health { status: "draining" }))
-    } else {
-        (StatusCode::OK, Json(Health { status: "ok" }))
-    }
+    let status = match (shared.draining.load(Ordering::Acquire), shared.engine.records()) {
+        (true, _) => "draining",
+        (false, false) => "ledger_unavailable",
+        (false, true) => return (StatusCode::OK, Json(Health { status: "ok" })),
+    };
+    (StatusCode::SERVICE_UNAVAILABLE, Json(Health { status }))
 }
 
 /// Show what is running

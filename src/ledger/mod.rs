@@ -84,6 +84,8 @@ pub struct State {
     seq: AtomicUsize,
     /// The write-ahead log is large and nearly all of it was copied: the writer shall copy the rest, so that it starts anew.
     log_full: AtomicBool,
+    failing: AtomicBool,
+    closing: AtomicBool,
 }
 
 impl State {
@@ -95,6 +97,11 @@ impl State {
     /// Groups that could not be written.
     pub fn failed_commits(&self) -> usize {
         self.failed_commits.load(Ordering::Relaxed)
+    }
+
+    /// Whether the last group could not be written; tried again until it can, with traffic or without.
+    pub fn failing(&self) -> bool {
+        self.failing.load(Ordering::Relaxed)
     }
 
     /// The number of the last record.
@@ -254,6 +261,7 @@ impl Ledger {
         if threads.is_empty() {
             return;
         }
+        self.state.closing.store(true, Ordering::Relaxed);
         let _ = self.act(Action::Stop);
         let _ = self.queue.send(Command::Close);
         let _ = self.stop_checkpoints.send(());

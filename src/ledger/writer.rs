@@ -58,8 +58,6 @@ pub(super) struct Writer {
     pub(super) database: Connection,
     /// A key was destroyed, but its last copy may still stand in the write-ahead log.
     pub(super) scrub: bool,
-    /// Whether the last group could not be written.
-    failing: bool,
     /// How far the index of customers goes.
     pub(super) indexed: i64,
     pub(super) desk: Desk,
@@ -108,7 +106,7 @@ impl Writer {
             _lock: lock,
         };
         let indexed = store::meta_number(&database, "indexed").unwrap_or(0);
-        Self { database, scrub: true, failing: false, indexed, desk }
+        Self { database, scrub: true, indexed, desk }
     }
 
     /// Writes until it is told to close.
@@ -126,6 +124,7 @@ impl Writer {
             let mut next = match commands.recv_timeout(patience) {
                 Ok(command) => Some(command),
                 Err(RecvTimeoutError::Timeout) => {
+                    self.try_again();
                     // A chore that fails is tried again; what it was for still works without it.
                     chores = self.chore().unwrap_or(false);
                     last_chore = Instant::now();
@@ -178,7 +177,10 @@ impl Writer {
         let mut outcome = self.commit(&drafts);
         // Nobody waits for a buffered record, so nobody could be told: it is tried until it is there. What comes meanwhile
         // finds the queue full.
-        while outcome.is_err() && self.desk.options.promise == Promise::Buffered {
+        while outcome.is_err()
+            && self.desk.options.promise == Promise::Buffered
+            && !self.desk.state.closing.load(Ordering::Relaxed)
+        {
             std::thread::sleep(RETRY);
             outcome = self.commit(&drafts);
         }
@@ -201,21 +203,36 @@ impl Writer {
         self.desk.committed = Instant::now();
         match result {
             Ok(fresh) => {
-                if std::mem::take(&mut self.failing) {
-                    tracing::info!("the ledger writes again");
-                }
+                self.recovered();
                 fresh.into_iter().for_each(|(customer, key)| self.desk.cache.insert(customer, key));
                 Ok(())
             }
             Err(error) => {
-                if !std::mem::replace(&mut self.failing, true) {
+                if !self.desk.state.failing.swap(true, Ordering::Relaxed) {
                     tracing::error!(cause = cause(&error), "the ledger cannot write: nothing is answered until it can");
+                }
+                // A commit can fail and yet be there (a sync that failed after the write): the database knows where it ends.
+                if let Ok(Some(head)) = store::read_mark(&self.database, &self.desk.keys.load(), "head") {
+                    self.desk.head = head;
                 }
                 // What the rolled-back group made is not there.
                 self.desk.versions.clear();
                 self.desk.state.failed_commits.fetch_add(1, Ordering::Relaxed);
                 Err(error)
             }
+        }
+    }
+
+    fn recovered(&self) {
+        if self.desk.state.failing.swap(false, Ordering::Relaxed) {
+            tracing::info!("the ledger writes again");
+        }
+    }
+
+    /// Where groups could not be written, whether one could be now: nobody may send one, since the service is not ready.
+    pub(super) fn try_again(&mut self) {
+        if self.desk.state.failing.load(Ordering::Relaxed) && self.transact(|desk, _| Ok((desk.head, ()))).is_ok() {
+            self.recovered();
         }
     }
 
