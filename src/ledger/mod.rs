@@ -2,6 +2,7 @@
 //! last. An embedded SQLite database in WAL mode; one thread writes it in groups, any number read.
 
 mod chores;
+mod desk;
 mod error;
 mod export;
 mod keys;
@@ -34,6 +35,7 @@ pub use verify::Verified;
 
 use crate::domain::decision::Decision;
 use crate::domain::id::DecisionId;
+use desk::Desk;
 use keys::Keys;
 use record::Draft;
 use writer::{Command, Writer};
@@ -139,8 +141,8 @@ impl Ledger {
         state.seq.store(head.seq as usize, Ordering::Relaxed);
         // As many places as records: a group of a batch is one message, so this is never the tighter bound.
         let (queue, commands) = sync_channel(options.queue_max);
-        let writer =
-            Writer::new(database, keys.clone(), head, state.clone(), options.clone(), config_digest, clock, lock);
+        let desk = Desk::new(keys.clone(), head, state.clone(), options.clone(), config_digest, clock, lock);
+        let writer = Writer::new(database, desk);
         let (stop_checkpoints, stopped) = std::sync::mpsc::channel();
         let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
             let thread = std::thread::Builder::new().name(name.to_owned()).spawn(work);
