@@ -1,4 +1,5 @@
-"""A Mainstay server for a check: started on free ports, waited for until it is ready, stopped the way an orchestrator does.
+"""A Mainstay server for a check: started on free ports, with a ledger of its own, waited for until it is ready, stopped the way an
+orchestrator does.
 
 As a command it runs another command beside a server of its own and ends with that command's exit code:
 
@@ -13,6 +14,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -27,10 +29,13 @@ class Failed(Exception):
 
 
 class Server:
-    """A server process, possibly below `make` and `cargo`."""
+    """A server process, possibly below `make` and `cargo`. Its ledger is in the directory `ledger`, or in one that goes with it."""
 
-    def __init__(self, command, cwd=ROOT, environment=None):
+    def __init__(self, command, cwd=ROOT, environment=None, ledger=None):
         environment = dict(os.environ if environment is None else environment)
+        self._own_ledger = None if ledger else tempfile.TemporaryDirectory(prefix="mainstay-ledger-")
+        self.ledger = Path(ledger or self._own_ledger.name)
+        environment["MAINSTAY__LEDGER__DIR"] = str(self.ledger)
         environment |= {"MAINSTAY__HTTP__LISTEN": "127.0.0.1:0", "MAINSTAY__ADMIN__LISTEN": "127.0.0.1:0"}
         environment |= {"MAINSTAY__LOG__FORMAT": "json", "MAINSTAY__LOG__LEVEL": "info"}
         # A session of its own, so that what stands between us and the server can be found, and cleared away on failure.
@@ -85,6 +90,7 @@ class Server:
             self.kill()
             raise Failed(f"the server did not stop within {STOP_SECS} s of SIGTERM") from None
         self._reader.join(STOP_SECS)
+        self._clear()
         return code
 
     def kill(self):
@@ -92,6 +98,11 @@ class Server:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        self._clear()
+
+    def _clear(self):
+        if self._own_ledger:
+            self._own_ledger.cleanup()
 
 
 def _members(session):
@@ -104,9 +115,9 @@ def _members(session):
 
 
 @contextlib.contextmanager
-def running(command, cwd=ROOT, environment=None):
+def running(command, cwd=ROOT, environment=None, ledger=None):
     """A server for the length of a `with` block; one that does not stop cleanly is an error."""
-    server = Server(command, cwd, environment)
+    server = Server(command, cwd, environment, ledger)
     try:
         yield server
     except BaseException:

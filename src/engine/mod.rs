@@ -22,6 +22,9 @@ use crate::domain::record::Record;
 use crate::domain::score::Score;
 use crate::domain::violation::Violation;
 use crate::ledger::{Ledger, Receipt};
+
+/// To be spawned on every thread that awaits receipts: see `ledger::courier`.
+pub use crate::ledger::courier;
 use crate::telemetry::Metrics;
 
 /// Rows that are scored as one run of a graph: enough to gain from it, few enough to stay in the cache.

@@ -16,6 +16,7 @@ use hyper_util::service::TowerToHyperService;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 
+use crate::engine;
 use crate::telemetry::Metrics;
 
 /// Connections that may wait for one worker to take them.
@@ -219,6 +220,7 @@ struct Worker {
 impl Worker {
     async fn run(mut self, mut connections: mpsc::Receiver<Connection>) {
         let builder = self.builder();
+        tokio::spawn(engine::courier());
         let graceful = GracefulShutdown::new();
         loop {
             let connection = tokio::select! {

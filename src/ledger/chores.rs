@@ -4,12 +4,13 @@
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::keys::{Pseudonym, hex};
 use super::store::{self, Head};
-use super::writer::{IDLE, Writer};
+use super::writer::{IDLE, Writer, cause};
 use super::{Action, Error, State};
 
 /// Rows of one step: few, as somebody may come.
@@ -18,13 +19,28 @@ const STEP: i64 = 512;
 const CHECKPOINT_BYTES: u64 = 16 << 20;
 /// The size from which it is started anew. Under a load that never pauses some of it is always still to be copied, so that
 /// it would only grow: then the writer copies the rest itself, which is little.
-const LOG_BYTES_MAX: u64 = 64 << 20;
+const LOG_BYTES_MAX: i64 = 64 << 20;
 
 impl Writer {
-    /// One step of what can wait: whether there may be more.
-    pub(super) fn chore(&mut self) -> Result<bool, Error> {
-        let _ = self.scrub()?;
-        Ok(self.index()? | self.rewrap()? | self.forget()?)
+    /// One step of each thing that can wait: whether there may be more. One that fails does not keep the others.
+    pub(super) fn chore(&mut self) -> bool {
+        let mut more = false;
+        let mut failed = None;
+        let scrubbed = self.scrub().map(|()| false);
+        for (what, step) in
+            [("scrub", scrubbed), ("index", self.index()), ("rewrap", self.rewrap()), ("forget", self.forget())]
+        {
+            match step {
+                Ok(rest) => more |= rest,
+                Err(error) => failed = Some((what, error)),
+            }
+        }
+        // Told when it begins, not ten times a second.
+        if let (Some((what, error)), false) = (&failed, self.chores_fail) {
+            tracing::warn!(what, cause = cause(error), "the ledger cannot be kept in order; tried again");
+        }
+        self.chores_fail = failed.is_some();
+        more
     }
 
     /// Copies the rest of a large write-ahead log, so that the next commit begins it anew.
@@ -133,13 +149,17 @@ impl Writer {
     }
 
     /// Ends the copies of destroyed keys in the write-ahead log: `secure_delete` overwrites their places, the checkpoint brings
-    /// that into the database file, and truncating the log ends it there. Whether it is still to be done.
-    pub(super) fn scrub(&mut self) -> Result<bool, Error> {
+    /// that into the database file, and truncating the log ends it there. A reader from before is in the way: it is not waited
+    /// for, as nothing would be recorded meanwhile, but tried again.
+    pub(super) fn scrub(&mut self) -> Result<(), Error> {
         if self.scrub {
-            let busy: i64 = self.database.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
-            self.scrub = busy != 0;
+            self.database.busy_timeout(Duration::ZERO)?;
+            let done =
+                self.database.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| Ok(row.get::<_, i64>(0)? == 0));
+            self.database.busy_timeout(store::BUSY)?;
+            self.scrub = !done.unwrap_or(false);
         }
-        Ok(self.scrub)
+        Ok(())
     }
 }
 
@@ -153,21 +173,31 @@ pub(super) fn checkpoints(database: &Connection, state: &State, stopped: &Receiv
             continue;
         }
         // What comes during one pass is little for the next one.
+        let mut rest = Rest::default();
         for _ in 0..3 {
-            match checkpoint(database) {
-                Ok(rest) if rest > 0 => {}
-                _ => break,
+            rest = checkpoint(database).unwrap_or_default();
+            if rest.left == 0 {
+                break;
             }
         }
-        if bytes > LOG_BYTES_MAX {
+        if rest.left > 0 && rest.pages * store::PAGE_BYTES > LOG_BYTES_MAX {
             state.log_full.store(true, Ordering::Relaxed);
         }
     }
 }
 
-/// Copies what nobody reads any more: how many pages of the log are left.
-fn checkpoint(database: &Connection) -> Result<i64, Error> {
-    let (log, copied): (i64, i64) =
+/// The write-ahead log after a checkpoint.
+#[derive(Default)]
+struct Rest {
+    /// Pages in it.
+    pages: i64,
+    /// Pages of it that still have to be copied.
+    left: i64,
+}
+
+/// Copies what nobody reads any more.
+fn checkpoint(database: &Connection) -> Result<Rest, Error> {
+    let (pages, copied): (i64, i64) =
         database.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| Ok((row.get(1)?, row.get(2)?)))?;
-    Ok(log - copied)
+    Ok(Rest { pages, left: pages - copied })
 }

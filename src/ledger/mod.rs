@@ -2,6 +2,7 @@
 //! last. An embedded SQLite database in WAL mode; one thread writes it in groups, any number read.
 
 mod chores;
+mod courier;
 mod desk;
 mod error;
 mod export;
@@ -23,8 +24,8 @@ use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use serde::Serialize;
-use tokio::sync::oneshot;
 
+pub use courier::courier;
 pub use error::Error;
 pub use options::{Options, Promise};
 pub use reader::{Inputs, Page, Recorded};
@@ -35,6 +36,7 @@ pub use verify::Verified;
 
 use crate::domain::decision::Decision;
 use crate::domain::id::DecisionId;
+use courier::Reply;
 use desk::Desk;
 use keys::Keys;
 use record::Draft;
@@ -205,7 +207,7 @@ impl Ledger {
         let (reply, pending) = match self.options.promise {
             Promise::Off | Promise::Buffered => (None, None),
             Promise::Committed | Promise::Fsynced => {
-                let (reply, pending) = oneshot::channel();
+                let (reply, pending) = Reply::new();
                 (Some(reply), Some(pending))
             }
         };
@@ -344,11 +346,12 @@ pub fn restore(path: &Path, dir: &Path) -> Result<Verified, Error> {
     let coming = dir.join("ledger.db.coming");
     std::fs::copy(path, &coming).map_err(file(&coming))?;
     std::fs::File::open(&coming).and_then(|copy| copy.sync_all()).map_err(file(&coming))?;
+    let suffix = format!("before-restore-{}", jiff::Timestamp::now().as_second());
     // The log first: without its database it means nothing, and a log of one database must never meet another.
     for name in ["ledger.db-wal", "ledger.db-shm", DATABASE] {
         let old = dir.join(name);
         if old.exists() {
-            std::fs::rename(&old, dir.join(format!("{name}.before-restore"))).map_err(file(&old))?;
+            std::fs::rename(&old, dir.join(format!("{name}.{suffix}"))).map_err(file(&old))?;
         }
     }
     std::fs::rename(&coming, &database).map_err(file(&database))?;

@@ -33,12 +33,8 @@ impl Receipt {
         }
     }
 
-    /// The same on a thread that may block. How long it may take is bounded by the queue before it.
+    /// The same on a thread that may block, of a runtime whose other threads turn its clock.
     pub fn kept_blocking(self) -> Result<(), Error> {
-        match self.pending.map(oneshot::Receiver::blocking_recv) {
-            None | Some(Ok(Ok(()))) => Ok(()),
-            Some(Ok(Err(cause))) => Err(Error::Refused(cause)),
-            Some(Err(_)) => Err(Error::Closed),
-        }
+        tokio::runtime::Handle::current().block_on(self.kept())
     }
 }

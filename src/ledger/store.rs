@@ -10,6 +10,11 @@ use super::keys::{Keys, Link};
 use super::record::{Answer, Entry, Version};
 use super::{Error, Promise};
 
+/// The size of a page of a new database.
+pub(super) const PAGE_BYTES: i64 = 8_192;
+/// How long to wait for another process that holds the database, such as a tool that writes.
+pub(super) const BUSY: std::time::Duration = std::time::Duration::from_secs(5);
+
 /// The version of the schema that this binary writes: `PRAGMA user_version`.
 pub(super) const SCHEMA: i64 = 1;
 
@@ -69,7 +74,11 @@ pub(super) fn open(path: &Path, promise: Promise) -> Result<Connection, Error> {
     if found > SCHEMA {
         return Err(Error::Newer { path: path.to_owned(), found, known: SCHEMA });
     }
+    // Larger than usual: a group is some twenty kilobytes, and a page of the log costs two writes, whatever its size.
+    database.pragma_update(None, "page_size", PAGE_BYTES)?;
     database.pragma_update(None, "journal_mode", "wal")?;
+    // A log that was large once is cut when it starts anew, so that its size tells how much there is to copy.
+    database.pragma_update(None, "journal_size_limit", 8 << 20)?;
     // In WAL mode NORMAL keeps every commit over the end of the process, FULL over the loss of power.
     database.pragma_update(None, "synchronous", if promise == Promise::Fsynced { "full" } else { "normal" })?;
     // The place of a key that was destroyed is overwritten, not just given free.
@@ -77,7 +86,7 @@ pub(super) fn open(path: &Path, promise: Promise) -> Result<Connection, Error> {
     database.pragma_update(None, "cache_size", -16_384)?;
     // A thread of its own does that, so that no commit waits for it.
     database.pragma_update(None, "wal_autocheckpoint", 0)?;
-    database.busy_timeout(std::time::Duration::from_secs(5))?;
+    database.busy_timeout(BUSY)?;
     let transaction = database.transaction()?;
     for step in &MIGRATIONS[found as usize..] {
         transaction.execute_batch(step)?;

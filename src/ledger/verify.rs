@@ -72,7 +72,8 @@ pub(super) fn whole(database: &Connection, keys: &Keys, expected: Option<&str>) 
     let head = mark("head", &mut found.problems);
 
     let customers = customers(database)?;
-    let mut erasures: HashSet<String> = HashSet::new();
+    // Of each erased customer the last entry that says so.
+    let mut erasures: HashMap<String, i64> = HashMap::new();
     let mut retentions: HashSet<(i64, String)> = HashSet::new();
     let mut unopened: Vec<(i64, String)> = Vec::new();
     let mut expectation_met = expected.is_none();
@@ -117,7 +118,7 @@ pub(super) fn whole(database: &Connection, keys: &Keys, expected: Option<&str>) 
             match body["what"].as_str() {
                 Some("erase") => {
                     let names = body["customers"].as_array().into_iter().flatten();
-                    erasures.extend(names.filter_map(|name| name.as_str().map(str::to_owned)));
+                    erasures.extend(names.filter_map(|name| Some((name.as_str()?.to_owned(), seq))));
                 }
                 Some("retention") => {
                     retentions.insert((
@@ -135,7 +136,7 @@ pub(super) fn whole(database: &Connection, keys: &Keys, expected: Option<&str>) 
         previous = Head { seq, link: link.as_slice().try_into().unwrap_or([0; 32]) };
     }
     for (seq, customer) in unopened {
-        if erasures.contains(&customer) {
+        if erasures.get(&customer).is_some_and(|erased| seq < *erased) {
             found.erased += 1;
         } else {
             problem(
@@ -143,6 +144,9 @@ pub(super) fn whole(database: &Connection, keys: &Keys, expected: Option<&str>) 
                 format!("entry {seq}: its inputs do not open, and its customer was not erased"),
             );
         }
+    }
+    for entry in misindexed(database)? {
+        problem(&mut found.problems, format!("entry {entry}: the index of customers does not have it as it is"));
     }
     if let Some(first) = first
         && !retentions.contains(&(first.seq, hex(&first.link)))
@@ -184,6 +188,23 @@ fn meets(expected: &str, seq: i64, link: &[u8]) -> bool {
     expected.split_once(':').is_some_and(|(number, digits)| {
         number.parse() == Ok(seq) && digits.len() >= 16 && hex(link).starts_with(digits)
     })
+}
+
+/// Entries that the index of customers has and should not have, or the other way round, as far as it says that it goes.
+fn misindexed(database: &Connection) -> Result<Vec<i64>, Error> {
+    let indexed = store::meta_number(database, "indexed")?;
+    let last: i64 = database.query_row("SELECT ifnull(max(seq), 0) FROM entry", [], |row| row.get(0))?;
+    let entries = "SELECT customer, seq FROM entry WHERE customer IS NOT NULL AND seq <= ?1";
+    let index = "SELECT customer, seq FROM customer_entry";
+    let sql = format!(
+        "SELECT seq FROM ({entries} EXCEPT {index}) UNION SELECT seq FROM ({index} EXCEPT {entries}) ORDER BY seq LIMIT 100"
+    );
+    let mut statement = database.prepare(&sql)?;
+    let mut found: Vec<i64> = statement.query_map([indexed], |row| row.get(0))?.collect::<Result<_, _>>()?;
+    if indexed > last {
+        found.push(indexed);
+    }
+    Ok(found)
 }
 
 type Wrapped = HashMap<Vec<u8>, (u32, Option<Vec<u8>>)>;

@@ -7,8 +7,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, Transaction, params};
-use tokio::sync::oneshot;
 
+use super::courier::{self, Reply};
 use super::desk::Desk;
 use super::keys::{Keys, Pseudonym, hex};
 use super::record::Draft;
@@ -23,12 +23,9 @@ pub(super) const IDLE: Duration = Duration::from_millis(100);
 const LULL: Duration = Duration::from_millis(3);
 const CHORE_EVERY: Duration = Duration::from_millis(100);
 /// How far the index of customers may fall behind before it is filled under load too.
-const INDEX_LAG_MAX: i64 = 1_000_000;
+const INDEX_LAG_MAX: i64 = 500_000;
 /// How long to wait before a group is tried again that must not be lost.
 const RETRY: Duration = Duration::from_millis(100);
-
-/// Where somebody waits for a record.
-type Reply = oneshot::Sender<Result<(), String>>;
 
 /// What the writer is asked to do.
 pub(super) enum Command {
@@ -43,6 +40,8 @@ pub(super) struct Writer {
     pub(super) database: Connection,
     /// A key was destroyed, but its last copy may still stand in the write-ahead log.
     pub(super) scrub: bool,
+    /// Whether the last chores failed.
+    pub(super) chores_fail: bool,
     /// How far the index of customers goes.
     pub(super) indexed: i64,
     pub(super) desk: Desk,
@@ -52,7 +51,7 @@ impl Writer {
     /// A writer of `database`.
     pub(super) fn new(database: Connection, desk: Desk) -> Self {
         let indexed = store::meta_number(&database, "indexed").unwrap_or(0);
-        Self { database, scrub: true, indexed, desk }
+        Self { database, scrub: true, chores_fail: false, indexed, desk }
     }
 
     /// Writes until it is told to close.
@@ -63,7 +62,7 @@ impl Writer {
         let mut last_chore = Instant::now();
         loop {
             if chores && last_chore.elapsed() > CHORE_EVERY {
-                chores = self.chore().unwrap_or(false);
+                chores = self.chore();
                 last_chore = Instant::now();
             }
             let patience = if chores { LULL } else { IDLE };
@@ -71,8 +70,7 @@ impl Writer {
                 Ok(command) => Some(command),
                 Err(RecvTimeoutError::Timeout) => {
                     self.try_again();
-                    // A chore that fails is tried again; what it was for still works without it.
-                    chores = self.chore().unwrap_or(false);
+                    chores = self.chore();
                     last_chore = Instant::now();
                     continue;
                 }
@@ -131,10 +129,7 @@ impl Writer {
             outcome = self.commit(&drafts);
         }
         self.desk.state.waiting.fetch_sub(count, Ordering::Relaxed);
-        for reply in replies.into_iter().flatten() {
-            // Who asked may have given up meanwhile.
-            let _ = reply.send(outcome.as_ref().copied().map_err(cause));
-        }
+        courier::deliver(replies.into_iter().flatten(), &outcome.map_err(|error| cause(&error)));
     }
 
     fn commit(&mut self, drafts: &[Draft]) -> Result<(), Error> {
@@ -237,7 +232,7 @@ impl Writer {
     }
 }
 
-fn cause(error: &Error) -> String {
+pub(super) fn cause(error: &Error) -> String {
     match error {
         Error::Database(cause) => cause.to_string(),
         other => other.to_string(),

@@ -211,6 +211,11 @@ async fn every_kind_of_tampering_is_found() {
             "UPDATE customer SET wrapped = NULL",
             "its inputs do not open, and its customer was not erased",
         ),
+        (
+            "an index that hides",
+            "DELETE FROM customer_entry WHERE seq = 4; UPDATE meta SET value = x'0800000000000000' WHERE key = 'indexed'",
+            "entry 4: the index",
+        ),
         ("everything removed", "DELETE FROM entry", "entries 1 to 8 are missing at the end"),
         (
             "a wrong type",
