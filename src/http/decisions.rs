@@ -7,6 +7,7 @@ use axum::extract::{Path, Query, State};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
+use super::extract::CUSTOMER_ID_MAX;
 use super::problem::{self, Code, Problem};
 use super::wire_records::{CustomerRecord, DecisionRecord, DecisionRecords, Erasure};
 use super::{Shared, blocking};
@@ -123,6 +124,10 @@ pub(super) async fn decisions(
 ) -> Result<Json<DecisionRecords>, Problem> {
     let Query(Of { customer_id, from, to, before, limit }) = of?;
     let page = Part { from, to, before, limit }.page()?;
+    if !(1..=CUSTOMER_ID_MAX).contains(&customer_id.chars().count()) {
+        let expected = format!("1 to {CUSTOMER_ID_MAX} characters");
+        return Err(Problem::invalid(vec![Violation::new("/customer_id", violation::Code::OutOfRange, expected)]));
+    }
     let found = page_of(&shared, customer_id, page.clone()).await?;
     let next_before = next(&found, &page);
     Ok(Json(DecisionRecords { decisions: found.into_iter().map(DecisionRecord::from).collect(), next_before }))

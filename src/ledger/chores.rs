@@ -180,7 +180,9 @@ pub(super) fn checkpoints(database: &Connection, state: &State, stopped: &Receiv
                 break;
             }
         }
-        if rest.left > 0 && rest.pages * store::PAGE_BYTES > LOG_BYTES_MAX {
+        // All copied is not enough: a commit that came just now is behind it, and the log is only begun anew by one that finds
+        // nothing left.
+        if rest.pages * store::PAGE_BYTES > LOG_BYTES_MAX {
             state.log_full.store(true, Ordering::Relaxed);
         }
     }

@@ -89,6 +89,7 @@ async fn the_decisions_on_a_customer_come_in_pages_the_newest_first() {
     assert_eq!(found, ids);
     let later = service.get("/v1/decisions?customer_id=C-1001&from=2999-01-01T00:00:00Z").await.json();
     assert_eq!(later["decisions"], json!([]));
+    assert_eq!(service.get("/v1/decisions?customer_id=").await.code(), "invalid_request");
     for wrong in ["limit=0", "limit=1001", "before=0", "from=yesterday", "colour=red"] {
         let answer = service.get(&format!("/v1/decisions?customer_id=x&{wrong}")).await;
         assert_eq!((answer.status, answer.code().as_str()), (422, "invalid_request"), "{wrong}");
