@@ -72,6 +72,7 @@ def slow(place):
     slowest, of_batch = (drive.slowest(kind, begun, lifted + limit) for kind in ("single", "batch"))
     claim(during.get(503), f"slow disk: {SLOW_MS} ms for each write of the log, {seconds} s long: answers {during}; {alive}")
     claim(slowest <= limit, f"slow disk: no single customer waits longer than {slowest:.2f} s (limit {limit:.2f} s)")
+    # A stream has no bound as a whole: each of its groups has this one.
     claim(of_batch <= limit, f"slow disk: no batch of {BATCH_ROWS} waits longer than {of_batch:.2f} s (limit {limit:.2f} s)")
     claim(not drive.unlike, f"slow disk: {len(drive.unlike)} answers are neither 200 nor 503 with retry-after {unlike(drive)}")
     text = f"200 after {((again or lifted) - lifted) * 1e3:.0f} ms without a restart"

@@ -107,7 +107,7 @@ class Load:
     def __init__(self, address, bodies, connections=16, pause=0.0):
         self.address, self._bodies, self._pause = address, bodies, pause
         self.answered = {}  # decision id: score
-        self.at = []  # (time, status, seconds, kind) of each single answer, and of each row of a batch
+        self.at = []  # (time, status, seconds, kind) of each single answer, and of each row of a batch or stream
         self.unlike = []  # what is neither a decision nor an honest 503
         self.broken = 0  # connections
         self._ending = threading.Event()
@@ -167,12 +167,12 @@ class Load:
         body = "\n".join(chosen.choices(self._bodies[model], k=BATCH_ROWS)).encode()
         response = client.open("POST", f"/v1/models/{model}/score/batch", body, "application/x-ndjson")
         if response.status != 200:
-            return self._note(json.loads(response.read()), response.status, begun, "batch", response.headers.get("retry-after"))
+            return self._note(json.loads(response.read()), response.status, begun, "stream", response.headers.get("retry-after"))
         # A line counts as answered as soon as it is here, whatever becomes of the others.
         for line in response:
             if line.endswith(b"\n"):
                 item = json.loads(line)
-                self._note(item, item.get("status", 200), begun, "batch", True)
+                self._note(item, item.get("status", 200), begun, "stream", True)
 
     def _note(self, item, status, begun, kind, retry_after):
         now = time.monotonic()
