@@ -214,7 +214,7 @@ async fn every_kind_of_tampering_is_found() {
         ),
         (
             "an index that hides",
-            "DELETE FROM customer_entry WHERE seq = 4; UPDATE meta SET value = x'0800000000000000' WHERE key = 'indexed'",
+            "DELETE FROM customer_entry WHERE seq = 4; INSERT OR REPLACE INTO meta VALUES ('indexed', x'0800000000000000')",
             "entry 4: the index",
         ),
         ("everything removed", "DELETE FROM entry", "entries 1 to 8 are missing at the end"),
