@@ -37,7 +37,8 @@ pub(super) struct Part {
     limit: Option<usize>,
 }
 
-/// Of whom, and which part.
+/// Of whom, and which part. The fields of [`Part`] stand here again: serde cannot flatten numbers out of a query string and
+/// refuse unknown names at the same time.
 #[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
