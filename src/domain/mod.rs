@@ -9,6 +9,7 @@ pub mod golden;
 pub mod id;
 pub mod money;
 pub mod nearest;
+pub mod outcome;
 pub mod policy;
 pub mod policy_document;
 pub mod protected;

@@ -20,6 +20,24 @@ impl Money {
         ((micros / 1e6 - units).abs() <= units.abs() * f64::EPSILON).then_some(Money(micros as i64))
     }
 
+    /// The amount that `text` names as a decimal number: an optional minus, digits, and with a point at most six more. Exact,
+    /// and at most 1e12 units either way.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (negative, digits) = text.strip_prefix('-').map_or((false, text), |rest| (true, rest));
+        let (whole, fraction) = match digits.split_once('.') {
+            Some((whole, fraction)) if (1..=6).contains(&fraction.len()) => (whole, fraction),
+            Some(_) => return None,
+            None => (digits, ""),
+        };
+        let are_digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+        if !(1..=13).contains(&whole.len()) || !are_digits(whole) || !are_digits(fraction) {
+            return None;
+        }
+        // Thirteen digits and six more fit.
+        let micros: i64 = format!("{whole}{fraction:0<6}").parse().ok()?;
+        (micros <= 1_000_000_000_000_000_000).then_some(Money(if negative { -micros } else { micros }))
+    }
+
     /// The amount in millionths.
     pub fn micros(self) -> i64 {
         self.0
@@ -31,15 +49,20 @@ impl Money {
     }
 }
 
+/// The exact amount with two decimals, or as many more as it has; [`Money::parse`] reads it back.
 impl fmt::Display for Money {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:.2}", self.units())
+        let (sign, micros) = (if self.0 < 0 { "-" } else { "" }, self.0.unsigned_abs());
+        let fraction = format!("{:06}", micros % 1_000_000);
+        let more = fraction[2..].trim_end_matches('0');
+        write!(f, "{sign}{}.{}{more}", micros / 1_000_000, &fraction[..2])
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::Money;
+    use proptest::prelude::*;
 
     #[test]
     fn keeps_six_decimals_and_refuses_more() {
@@ -48,6 +71,42 @@ mod tests {
         assert_eq!(Money::from_units(49.99).map(Money::micros), Some(49_990_000));
         for bad in [0.000_000_1, f64::NAN, f64::INFINITY, 1e300] {
             assert_eq!(Money::from_units(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn text_is_exact_and_nothing_else_is_an_amount() {
+        for (text, micros, written) in [
+            ("12.50", 12_500_000, "12.50"),
+            ("0", 0, "0.00"),
+            ("-0.000001", -1, "-0.000001"),
+            ("007.1", 7_100_000, "7.10"),
+            ("1000000000000", 1_000_000_000_000_000_000, "1000000000000.00"),
+        ] {
+            let money = Money::parse(text).unwrap_or_else(|| panic!("{text}"));
+            assert_eq!((money.micros(), money.to_string().as_str()), (micros, written));
+        }
+        for bad in ["", "-", "+1", ".5", "1.", "1e3", "1.0000001", "1,5", " 1", "1000000000000.000001", "١", "1.٥"] {
+            assert_eq!(Money::parse(bad), None, "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_amount_reads_back(micros in -1_000_000_000_000_000_000_i64..=1_000_000_000_000_000_000) {
+            let money = Money(micros);
+            prop_assert_eq!(Money::parse(&money.to_string()), Some(money));
+        }
+
+        #[test]
+        fn a_number_and_its_text_are_one_amount(micros in -1_000_000_000_000_000_i64..=1_000_000_000_000_000) {
+            let money = Money(micros);
+            prop_assert_eq!(Money::from_units(money.units()), Some(money));
+        }
+
+        #[test]
+        fn no_text_is_too_much(text in "\\PC{0,24}") {
+            let _ = Money::parse(&text);
         }
     }
 }
