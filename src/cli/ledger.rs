@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 
 use super::{Configured, Falls, write_out};
 use crate::config::Config;
@@ -28,16 +28,25 @@ pub(super) struct ReplayArguments {
     configured: Configured,
 }
 
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(super) enum What {
+    Decisions,
+    Outcomes,
+}
+
 #[derive(Debug, Subcommand)]
 pub(super) enum LedgerCommand {
-    /// Write decisions into a Parquet file
+    /// Write decisions, or outcomes, into a Parquet file
     Export {
         /// The new file
         path: PathBuf,
-        /// Made at or after this time, RFC 3339
+        /// What of
+        #[arg(long, value_enum, default_value_t = What::Decisions)]
+        what: What,
+        /// Recorded at or after this time, RFC 3339
         #[arg(long)]
         from: Option<jiff::Timestamp>,
-        /// Made before this time
+        /// Recorded before this time
         #[arg(long)]
         to: Option<jiff::Timestamp>,
         #[command(flatten)]
@@ -69,8 +78,8 @@ pub(super) fn verify(configured: Configured, expect: Option<&str>) -> anyhow::Re
     let config = configured.load()?;
     let found = Reading::open(&config.ledger.dir)?.verify(expect)?;
     let text = format!(
-        "{} records, {} of them decisions ({} with inputs erased); head {}\n",
-        found.entries, found.decisions, found.erased, found.head
+        "{} records, {} of them decisions ({} with inputs erased), {} outcomes; head {}\n",
+        found.entries, found.decisions, found.erased, found.outcomes, found.head
     );
     write_out(&text)?;
     if found.problems.is_empty() {
@@ -118,11 +127,15 @@ pub(super) fn replay(arguments: ReplayArguments) -> anyhow::Result<()> {
 impl LedgerCommand {
     pub(super) fn run(self) -> anyhow::Result<()> {
         match self {
-            LedgerCommand::Export { path, from, to, configured } => {
+            LedgerCommand::Export { path, what, from, to, configured } => {
                 let ms = |time: Option<jiff::Timestamp>, or| time.map_or(or, jiff::Timestamp::as_millisecond);
                 let reading = Reading::open(&configured.load()?.ledger.dir)?;
-                let rows = reading.export(&path, ms(from, i64::MIN), ms(to, i64::MAX))?;
-                write_out(&format!("{rows} decisions in {}\n", path.display()))
+                let (from_ms, to_ms) = (ms(from, i64::MIN), ms(to, i64::MAX));
+                let (rows, what) = match what {
+                    What::Decisions => (reading.export(&path, from_ms, to_ms)?, "decisions"),
+                    What::Outcomes => (reading.export_outcomes(&path, from_ms, to_ms)?, "outcomes"),
+                };
+                write_out(&format!("{rows} {what} in {}\n", path.display()))
             }
             LedgerCommand::Backup { path, configured } => {
                 let path = std::path::absolute(&path).context("the path cannot be made absolute")?;

@@ -204,7 +204,8 @@ impl Engine {
         serving.decided[decision.tier].increment(1);
     }
 
-    fn now_ms(&self) -> u64 {
+    /// The time, milliseconds since 1970.
+    pub fn now_ms(&self) -> u64 {
         (self.clock)().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
     }
 }

@@ -1,15 +1,34 @@
-//! What the ledger remembers, for those above: decisions by id and by customer, erasure, keys, copies. Every call reads or writes
+//! What the ledger remembers, for those above: decisions by id and by customer, outcomes, erasure, keys, copies. Every call reads or writes
 //! a disk: none is for a thread that answers customers.
 
 use std::path::Path;
 
 use super::{Engine, Error};
 use crate::domain::id::DecisionId;
-use crate::ledger::{Ledger, Page, Recorded};
+use crate::domain::outcome::Outcome;
+use crate::ledger::{Fate, Ledger, Page, Recorded};
 
 impl Engine {
     fn ledger(&self) -> Result<&Ledger, Error> {
         self.ledger.as_ref().ok_or(Error::LedgerOff)
+    }
+
+    /// Whether there is a ledger, without asking it anything.
+    ///
+    /// Errors: [`Error::LedgerOff`].
+    pub fn needs_ledger(&self) -> Result<(), Error> {
+        self.ledger().map(|_| ())
+    }
+
+    /// Records what customers did after decisions, as one group: what became of each outcome, in its place.
+    pub fn record_outcomes(&self, outcomes: &[Outcome]) -> Result<Vec<Fate>, Error> {
+        let fates = self.ledger()?.record_outcomes(outcomes, self.now_ms())?;
+        for (outcome, fate) in outcomes.iter().zip(&fates) {
+            if matches!(fate, Fate::Recorded(_)) {
+                outcome.facts.stated().for_each(|fact| self.metrics.outcome(fact));
+            }
+        }
+        Ok(fates)
     }
 
     /// A recorded decision.

@@ -123,6 +123,10 @@ impl Desk {
                 };
                 (entry, None)
             }
+            Draft::Outcome(outcome) => match outcome.entry(transaction, head, &keys)? {
+                Some(entry) => (entry, None),
+                None => return Ok(()),
+            },
         };
         let link = entry.link(&keys, &head.link).ok_or(Error::Sealed)?;
         store::insert(transaction, &entry, row, &link)?;

@@ -50,6 +50,7 @@ struct Master {
     pseudonym: HmacSha256,
     wrap: Aes256Gcm,
     chain: HmacSha256,
+    source: HmacSha256,
 }
 
 /// All master secrets: the newest writes, all read.
@@ -160,6 +161,19 @@ impl Keys {
         self.masters.iter().rev().map(|master| master.pseudonym(customer_id)).collect()
     }
 
+    /// What stands for the id that a caller gave to something of the decision `decision_id`, under every key that may have
+    /// written it, the newest first.
+    pub(super) fn tokens(&self, decision_id: &str, source_id: &str) -> Vec<[u8; 16]> {
+        let token = |master: &Master| {
+            // The first one always has 36 characters, so no two pairs are the same text.
+            let mac = master.source.clone().chain_update(decision_id.as_bytes()).chain_update(source_id.as_bytes());
+            let mut token = [0; 16];
+            token.copy_from_slice(&mac.finalize().into_bytes()[..16]);
+            token
+        };
+        self.masters.iter().rev().map(token).collect()
+    }
+
     /// A new key for the customer, and the same wrapped for the database.
     pub(super) fn new_customer_key(&self, customer: &Pseudonym) -> Result<(CustomerKey, Vec<u8>), Error> {
         let key = random::<32>();
@@ -197,6 +211,7 @@ impl Master {
             pseudonym: HmacSha256::new_from_slice(&derive("mainstay ledger pseudonym")?).ok()?,
             wrap: Aes256Gcm::new_from_slice(&derive("mainstay ledger wrap")?).ok()?,
             chain: HmacSha256::new_from_slice(&derive("mainstay ledger chain")?).ok()?,
+            source: HmacSha256::new_from_slice(&derive("mainstay ledger source")?).ok()?,
         })
     }
 

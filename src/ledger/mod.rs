@@ -8,6 +8,7 @@ mod error;
 mod export;
 mod keys;
 mod options;
+mod outcomes;
 mod reader;
 mod receipt;
 mod record;
@@ -28,6 +29,7 @@ use serde::Serialize;
 pub use courier::courier;
 pub use error::Error;
 pub use options::{Options, Promise};
+pub use outcomes::{Fate, OF_DECISION_MAX, RecordedOutcome};
 pub use reader::{Inputs, Page, Recorded};
 pub use receipt::Receipt;
 pub use record::{Extra, Kind, Reason};
@@ -173,7 +175,7 @@ impl Ledger {
     /// Errors: [`Error::Busy`] when too much waits: then the decision must not be answered.
     pub fn record(&self, decision: &Decision, customer_id: &str, inputs: bytes::Bytes) -> Result<Receipt, Error> {
         let pseudonym = self.keys.load().pseudonym(customer_id);
-        self.append(vec![Draft::Decision { decision: decision.clone(), pseudonym, inputs }])
+        self.append(vec![Draft::Decision { decision: decision.clone(), pseudonym, inputs }], false)
     }
 
     /// Records many decisions as one group.
@@ -187,10 +189,11 @@ impl Ledger {
             pseudonym: keys.pseudonym(customer_id),
             inputs,
         });
-        self.append(drafts.collect())
+        self.append(drafts.collect(), false)
     }
 
-    fn append(&self, drafts: Vec<Draft>) -> Result<Receipt, Error> {
+    /// Hands `drafts` to the writer as one group. With `told` the receipt is of their commit, whatever is promised.
+    fn append(&self, drafts: Vec<Draft>, told: bool) -> Result<Receipt, Error> {
         let count = drafts.len();
         if count == 0 {
             return Ok(Receipt::done());
@@ -205,8 +208,8 @@ impl Ledger {
             return refuse(Error::Busy);
         }
         let (reply, pending) = match self.options.promise {
-            Promise::Off | Promise::Buffered => (None, None),
-            Promise::Committed | Promise::Fsynced => {
+            Promise::Off | Promise::Buffered if !told => (None, None),
+            _ => {
                 let (reply, pending) = Reply::new();
                 (Some(reply), Some(pending))
             }
@@ -251,12 +254,20 @@ impl Ledger {
 
     /// A decision by its id.
     pub fn decision(&self, id: DecisionId) -> Result<Option<Recorded>, Error> {
-        self.readers.with(|database| reader::decision(database, &self.keys.load(), id))
+        self.readers.with(|database| {
+            let mut found = reader::decision(database, &self.keys.load(), id)?;
+            outcomes::attach(database, found.as_mut_slice())?;
+            Ok(found)
+        })
     }
 
     /// The decisions on a customer, the newest first.
     pub fn decisions_of(&self, customer_id: &str, page: &Page) -> Result<Vec<Recorded>, Error> {
-        self.readers.with(|database| reader::of_customer(database, &self.keys.load(), customer_id, page))
+        self.readers.with(|database| {
+            let mut found = reader::of_customer(database, &self.keys.load(), customer_id, page)?;
+            outcomes::attach(database, &mut found)?;
+            Ok(found)
+        })
     }
 
     /// Writes what waits and ends the threads; what comes later is refused.
@@ -322,7 +333,7 @@ impl Reading {
 
     /// Writes the decisions from `from_ms` until before `to_ms` into a Parquet file: how many.
     pub fn export(&self, path: &Path, from_ms: i64, to_ms: i64) -> Result<usize, Error> {
-        export::parquet(&self.database, path, from_ms, to_ms)
+        export::decisions(&self.database, path, from_ms, to_ms)
     }
 }
 

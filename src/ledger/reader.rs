@@ -108,6 +108,8 @@ pub struct Recorded {
     pub inputs: Inputs,
     /// The first 16 digits of its link.
     pub link: String,
+    /// What followed it, in the order of the record; empty where it was not asked for.
+    pub outcomes: Vec<super::RecordedOutcome>,
 }
 
 /// The first 16 hexadecimal digits of `bytes`.
@@ -216,5 +218,6 @@ fn recorded(
         input_digest: entry.digest.as_deref().map(hex).unwrap_or_default(),
         inputs,
         link: link.as_slice().try_into().map(|link| verify::short(&link)).unwrap_or_default(),
+        outcomes: Vec::new(),
     })
 }

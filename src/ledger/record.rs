@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::keys::{Keys, Link, Pseudonym};
+use super::outcomes::OutcomeDraft;
 use crate::domain::decision::{Decision, ModelId};
 use crate::domain::id::DecisionId;
 use crate::domain::policy::Policy;
@@ -41,6 +42,8 @@ pub(super) enum Draft {
     Decision { decision: Decision, pseudonym: Pseudonym, inputs: bytes::Bytes },
     /// An action, as a JSON object that names nobody but by pseudonym.
     Action { id: DecisionId, at_ms: u64, body: String },
+    /// What a customer did after a decision; not written if it is on record already.
+    Outcome(OutcomeDraft),
 }
 
 /// What a decision may say beyond its columns; each has its field ready and is left out while nothing fills it.

@@ -16,7 +16,7 @@ pub(super) const PAGE_BYTES: i64 = 8_192;
 pub(super) const BUSY: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// The version of the schema that this binary writes: `PRAGMA user_version`.
-pub(super) const SCHEMA: i64 = 1;
+pub(super) const SCHEMA: i64 = 2;
 
 /// Each step brings a ledger from the version of its place to the next one.
 const MIGRATIONS: [&str; SCHEMA as usize] = ["
@@ -54,6 +54,16 @@ const MIGRATIONS: [&str; SCHEMA as usize] = ["
                lower(hex(e.customer)) AS customer, v.model, v.model_version, v.policy, v.policy_version,
                e.score, e.tier, e.action, e.arm, e.body, e.sealed IS NOT NULL AS inputs_kept
         FROM entry e JOIN version v USING (version) WHERE e.kind = 'decision';
+", "
+    -- Outcomes. Finds those of a decision, and keeps one from standing twice: the digest is of its facts, or of the sender's id of it.
+    CREATE UNIQUE INDEX outcome_once ON entry(json_extract(body, '$.decision_id'), digest) WHERE kind = 'outcome';
+    CREATE VIEW outcomes AS
+        SELECT seq, lower(hex(id)) AS id, replace(json_extract(body, '$.decision_id'), '-', '') AS decision,
+               strftime('%Y-%m-%dT%H:%M:%fZ', json_extract(body, '$.occurred_at_ms') / 1000.0, 'unixepoch') AS occurred_at,
+               lower(hex(customer)) AS customer, json_extract(body, '$.churned') AS churned, json_extract(body, '$.converted') AS converted,
+               CAST(json_extract(body, '$.revenue') AS REAL) AS revenue, CAST(json_extract(body, '$.contact_cost') AS REAL) AS contact_cost
+        FROM entry WHERE kind = 'outcome';
+    -- End of outcomes.
 "];
 
 /// The end of the chain: what a truncated ledger cannot fake.

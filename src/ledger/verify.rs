@@ -8,7 +8,7 @@ use rusqlite::Connection;
 use super::keys::{self, Keys, Link, Pseudonym, hex};
 use super::record::Kind;
 use super::store::{self, Head};
-use super::{Error, reader};
+use super::{Error, outcomes, reader};
 
 /// Problems that are told; more are only counted.
 const PROBLEMS_MAX: usize = 20;
@@ -22,6 +22,8 @@ pub struct Verified {
     pub decisions: usize,
     /// Decisions whose inputs are unreadable because their customer was erased.
     pub erased: usize,
+    /// Entries that are outcomes.
+    pub outcomes: usize,
     /// The end of the chain, as `SEQ:LINK`: noted outside, it shows later that nothing before it was taken back.
     pub head: String,
     /// What is wrong, at most some dozens.
@@ -53,7 +55,8 @@ pub(super) fn whole(database: &Connection, keys: &Keys, expected: Option<&str>) 
     // One moment of the ledger, whatever is written meanwhile.
     let snapshot = database.unchecked_transaction()?;
     let database = &*snapshot;
-    let mut found = Verified { entries: 0, decisions: 0, erased: 0, head: String::new(), problems: Vec::new() };
+    let mut found =
+        Verified { entries: 0, decisions: 0, erased: 0, outcomes: 0, head: String::new(), problems: Vec::new() };
     let mut told = 0;
     let mut problem = |problems: &mut Vec<String>, text: String| {
         told += 1;
@@ -114,6 +117,11 @@ pub(super) fn whole(database: &Connection, keys: &Keys, expected: Option<&str>) 
             {
                 unopened.push((seq, hex(customer)));
             }
+        } else if entry.kind == Kind::Outcome.name() {
+            found.outcomes += 1;
+            if !outcomes::is_indexed(database, &entry) {
+                problem(&mut found.problems, format!("entry {seq}: the index of outcomes does not have it as it is"));
+            }
         } else if let Ok(body) = serde_json::from_str::<serde_json::Value>(&entry.body) {
             match body["what"].as_str() {
                 Some("erase") => {
@@ -147,6 +155,10 @@ pub(super) fn whole(database: &Connection, keys: &Keys, expected: Option<&str>) 
     }
     for entry in misindexed(database)? {
         problem(&mut found.problems, format!("entry {entry}: the index of customers does not have it as it is"));
+    }
+    // A ledger of before there were outcomes has no such index.
+    if found.outcomes > 0 && outcomes::indexed(database).ok() != Some(found.outcomes) {
+        problem(&mut found.problems, "the index of outcomes has others than the chain".to_owned());
     }
     if let Some(first) = first
         && !retentions.contains(&(first.seq, hex(&first.link)))

@@ -9,6 +9,8 @@ use metrics::{
 };
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
+use crate::domain::outcome::Fact;
+
 const REQUEST_DURATION: &str = "mainstay_http_request_duration_seconds";
 const REQUESTS: &str = "mainstay_http_requests_total";
 const IN_FLIGHT: &str = "mainstay_http_requests_in_flight";
@@ -17,6 +19,7 @@ const PROBLEMS: &str = "mainstay_problems_total";
 const PANICS: &str = "mainstay_panics_total";
 const STAGE_DURATION: &str = "mainstay_stage_duration_seconds";
 const DECISIONS: &str = "mainstay_decisions_total";
+const OUTCOMES: &str = "mainstay_outcomes_total";
 const MODEL_INFO: &str = "mainstay_model_info";
 const PROBE_ROW: &str = "mainstay_model_probe_row_seconds";
 const LEDGER_RECORDS: &str = "mainstay_ledger_records_total";
@@ -43,6 +46,8 @@ pub enum Route {
     Models,
     /// Decisions on record, customers.
     Records,
+    /// Outcomes to be put on record.
+    Outcomes,
     /// Contract and its page.
     Docs,
     /// Liveness, readiness, version.
@@ -52,11 +57,12 @@ pub enum Route {
 }
 
 impl Route {
-    const ALL: [(Route, &'static str); 7] = [
+    const ALL: [(Route, &'static str); 8] = [
         (Route::Score, "score"),
         (Route::Batch, "batch"),
         (Route::Models, "models"),
         (Route::Records, "records"),
+        (Route::Outcomes, "outcomes"),
         (Route::Docs, "docs"),
         (Route::Health, "health"),
         (Route::Other, "other"),
@@ -90,7 +96,7 @@ impl Stage {
 }
 
 /// The statuses that the service answers with; any other is counted under its class.
-const STATUSES: [u16; 15] = [200, 303, 400, 404, 405, 406, 408, 413, 415, 422, 429, 500, 503, 504, 0];
+const STATUSES: [u16; 16] = [200, 303, 400, 404, 405, 406, 408, 409, 413, 415, 422, 429, 500, 503, 504, 0];
 
 /// The metrics of one running service. It owns its recorder: two services in one process do not mix.
 pub struct Metrics {
@@ -154,6 +160,7 @@ impl Metrics {
             describe_counter!(PANICS, "Requests that ended in a panic");
             describe_histogram!(STAGE_DURATION, Unit::Seconds, "Time of one stage of a single decision");
             describe_counter!(DECISIONS, "Decisions, by model, version and tier");
+            describe_counter!(OUTCOMES, "Facts of outcomes put on record, by fact");
             describe_gauge!(MODEL_INFO, "1 for each model in service");
             describe_gauge!(PROBE_ROW, Unit::Seconds, "Time of one row, measured by the probe");
             describe_counter!(LEDGER_RECORDS, "Records in the ledger since it began");
@@ -213,6 +220,11 @@ impl Metrics {
         self.register(|| counter!(DECISIONS, "model" => model, "version" => version, "tier" => tier))
     }
 
+    /// An outcome that states `fact` was put on record.
+    pub fn outcome(&self, fact: Fact) {
+        self.register(|| counter!(OUTCOMES, "fact" => fact.name())).increment(1);
+    }
+
     /// A model went into service; its probe measured a median row of `row_p50_us` and a p99 of `row_p99_us` microseconds.
     pub fn model_in_service(&self, model: &str, version: &str, role: &'static str, row_p50_us: f64, row_p99_us: f64) {
         let labels = [("model", model.to_owned()), ("version", version.to_owned())];
@@ -263,6 +275,7 @@ mod tests {
         metrics.request(Route::Other, 599, Duration::ZERO);
         metrics.stage(Stage::Infer, Duration::from_micros(9));
         metrics.problem("invalid_request");
+        metrics.outcome(Fact::Retained);
         metrics.decisions("telco-churn", "1.0.0", "high").increment(3);
         metrics.model_in_service("telco-churn", "1.0.0", "champion", 8.0, 9.0);
         let text = metrics.render();
@@ -271,6 +284,7 @@ mod tests {
             "mainstay_http_requests_total{route=\"score\",status=\"200\"} 2",
             "mainstay_http_requests_total{route=\"other\",status=\"other\"} 1",
             "mainstay_problems_total{code=\"invalid_request\"} 1",
+            "mainstay_outcomes_total{fact=\"retained\"} 1",
             "mainstay_decisions_total{model=\"telco-churn\",version=\"1.0.0\",tier=\"high\"} 3",
             "mainstay_model_info{model=\"telco-churn\",version=\"1.0.0\",role=\"champion\"} 1",
         ] {

@@ -12,24 +12,24 @@ use serde_json::{Value, json};
 use crate::service::{Service, config, customer, customer_with, until};
 
 /// A customer of another id.
-fn named(id: &str) -> Value {
+pub(crate) fn named(id: &str) -> Value {
     let mut customer = customer();
     customer["customer_id"] = json!(id);
     customer
 }
 
-async fn decide(service: &Service, body: &Value) -> Value {
+pub(crate) async fn decide(service: &Service, body: &Value) -> Value {
     let answer = service.post("/v1/score", body).await;
     assert_eq!(answer.status, 200, "{}", answer.text);
     answer.json()
 }
 
 /// The problems that a verification finds.
-fn problems(ledger: &Path) -> Vec<String> {
+pub(crate) fn problems(ledger: &Path) -> Vec<String> {
     Reading::open(ledger).expect("a ledger").verify(None).expect("a verification").problems
 }
 
-fn mainstay(ledger: &Path, arguments: &[&str]) -> (i32, String) {
+pub(crate) fn mainstay(ledger: &Path, arguments: &[&str]) -> (i32, String) {
     let dir = format!("ledger.dir={}", ledger.display());
     let output =
         Command::new(env!("CARGO_BIN_EXE_mainstay")).args(arguments).args(["--set", &dir]).output().expect("a run");
@@ -279,7 +279,7 @@ async fn a_ledger_that_cannot_be_written_is_refused_with_a_clear_line() {
     let database = Connection::open(ledger.join("ledger.db")).expect("the database");
     database.pragma_update(None, "user_version", 99).expect("set");
     drop(database);
-    assert!(open().expect_err("newer").to_string().contains("has schema 99, this program knows 1"));
+    assert!(open().expect_err("newer").to_string().contains("has schema 99, this program knows 2"));
 }
 
 #[tokio::test]
