@@ -5,6 +5,7 @@ use axum::Json;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use serde::Deserialize;
+use tokio::sync::OwnedSemaphorePermit;
 use utoipa::IntoParams;
 
 use super::extract::CUSTOMER_ID_MAX;
@@ -193,14 +194,18 @@ fn next(found: &[Recorded], page: &Page) -> Option<i64> {
     found.last().filter(|_| found.len() == page.limit).map(|last| last.seq)
 }
 
+/// One of the requests that may wait for a disk at a time.
+pub(super) fn permit(shared: &Shared) -> Result<OwnedSemaphorePermit, Problem> {
+    let permit = shared.readings.clone().try_acquire_owned();
+    permit.map_err(|_| Problem::new(Code::Overloaded, "too many records are being asked for; try again after a second"))
+}
+
 /// Runs `work`, which waits for a disk, off the threads that answer customers; so many at a time.
 async fn reading<T: Send + 'static>(
     shared: &Shared,
     work: impl FnOnce() -> Result<T, Problem> + Send + 'static,
 ) -> Result<T, Problem> {
-    let permit = shared.readings.clone().try_acquire_owned();
-    let permit = permit
-        .map_err(|_| Problem::new(Code::Overloaded, "too many records are being read; try again after a second"))?;
+    let permit = permit(shared)?;
     blocking(move || {
         let _permit = permit;
         work()

@@ -10,6 +10,7 @@ mod json;
 mod layers;
 mod models;
 mod openapi;
+mod outcomes;
 mod problem;
 mod score;
 mod server;
@@ -51,7 +52,7 @@ pub struct Limits {
     pub body_timeout_ms: u64,
     /// Batches answered at a time, each on a thread of its own; one more is shed with 503.
     pub batches_max: usize,
-    /// Requests for records answered at a time; one more is shed with 503.
+    /// Requests for records, or to record outcomes, answered at a time; one more is shed with 503.
     pub readings_max: usize,
     /// The most rows of a JSON batch. A stream of NDJSON has no end.
     pub batch_rows_max: usize,
@@ -172,7 +173,7 @@ fn scoring() -> OpenApiRouter<Shared> {
         .routes(routes!(batch::score_batch_with_model))
 }
 
-/// The routes that only tell: answered whatever the load.
+/// The routes that decide nothing: answered whatever the load. Those that wait for a disk have a bound of their own.
 fn reading() -> OpenApiRouter<Shared> {
     OpenApiRouter::new()
         .routes(routes!(models::models))
@@ -180,6 +181,7 @@ fn reading() -> OpenApiRouter<Shared> {
         .routes(routes!(decisions::decisions))
         .routes(routes!(decisions::decision))
         .routes(routes!(decisions::customer, decisions::erase))
+        .routes(routes!(outcomes::record))
 }
 
 /// The routes of both planes.

@@ -28,6 +28,9 @@ pub(super) enum Code {
     TooManyRows,
     UnsupportedMediaType,
     UnknownModel,
+    UnknownDecision,
+    OutcomeConflict,
+    TooManyOutcomes,
     NotFound,
     MethodNotAllowed,
     RequestTimeout,
@@ -54,6 +57,13 @@ impl Code {
                 (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", "The content type is not supported")
             }
             Code::UnknownModel => (StatusCode::NOT_FOUND, "unknown_model", "No such model is in service"),
+            Code::UnknownDecision => (StatusCode::NOT_FOUND, "unknown_decision", "No such decision is on record"),
+            Code::OutcomeConflict => {
+                (StatusCode::CONFLICT, "outcome_conflict", "Another outcome is on record by this id")
+            }
+            Code::TooManyOutcomes => {
+                (StatusCode::CONFLICT, "too_many_outcomes", "The decision has as many outcomes as it may")
+            }
             Code::NotFound => (StatusCode::NOT_FOUND, "not_found", "No such resource"),
             Code::MethodNotAllowed => {
                 (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "The resource does not know this method")

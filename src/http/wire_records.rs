@@ -3,7 +3,10 @@
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::ledger::{Inputs, Recorded};
+use super::problem;
+use crate::domain::money::Money;
+use crate::domain::outcome::AMOUNT_MAX;
+use crate::ledger::{Inputs, Recorded, RecordedOutcome};
 
 /// A decision as it was recorded.
 #[derive(Serialize, ToSchema)]
@@ -45,6 +48,141 @@ pub(super) struct DecisionRecord {
     input_digest: String,
     /// What has become of the inputs.
     inputs: InputsState,
+    /// What the customer then did, in the order in which it was put on record.
+    outcomes: Vec<OutcomeRecord>,
+}
+
+/// What a customer did after a decision, as it was recorded.
+#[derive(Serialize, ToSchema)]
+pub(super) struct OutcomeRecord {
+    /// UUID version 7.
+    #[schema(format = "uuid")]
+    outcome_id: String,
+    /// When it occurred.
+    #[schema(value_type = String, format = DateTime)]
+    occurred_at: jiff::Timestamp,
+    /// When it was put on record.
+    #[schema(value_type = String, format = DateTime)]
+    recorded_at: jiff::Timestamp,
+    /// The number of its record.
+    seq: i64,
+    /// Whether the customer left or stayed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    churned: Option<bool>,
+    /// Whether the customer took the offer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    converted: Option<bool>,
+    /// What the customer paid, in the currency of the policy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    revenue: Option<f64>,
+    /// What it cost to contact the customer, in the currency of the policy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    contact_cost: Option<f64>,
+}
+
+/// What a customer did after a decision: at least one of `churned`, `converted`, `revenue` and `contact_cost`. Null says nothing.
+#[derive(serde::Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "the contract of the request; `domain::outcome` reads it and tells every violation")]
+pub(super) struct Outcome {
+    /// The decision that it follows.
+    #[schema(format = "uuid", example = "01a2019c-a103-7211-a68a-e6ec9bed033f")]
+    decision_id: String,
+    /// When it occurred: at most 5 minutes from now, at most a day before the decision.
+    #[schema(format = DateTime, example = "2026-11-21T17:30:00Z")]
+    occurred_at: String,
+    /// Whether the customer left (true) or stayed (false).
+    churned: Option<bool>,
+    /// Whether the customer took the offer.
+    converted: Option<bool>,
+    #[schema(schema_with = revenue, required = false)]
+    revenue: Option<serde_json::Value>,
+    #[schema(schema_with = contact_cost, required = false)]
+    contact_cost: Option<serde_json::Value>,
+    /// Your own id of this outcome: sent again with the same one, it is not recorded again. Without one, that is so for the
+    /// same facts of the same time.
+    #[schema(min_length = 1, max_length = 128, example = "crm-58213")]
+    source_id: Option<String>,
+}
+
+/// The contract of an amount from `minimum` on; a derive has no word for a number that may be written as a text.
+fn amount(description: &str, minimum: i64, text: &str) -> utoipa::openapi::Object {
+    use utoipa::openapi::schema::{ObjectBuilder, SchemaType, Type};
+    ObjectBuilder::new()
+        .schema_type(SchemaType::from_iter([Type::Number, Type::String, Type::Null]))
+        .description(Some(format!(
+            "{description} At most six decimals, as a number or as decimal text; both are exact."
+        )))
+        .minimum(Some(minimum))
+        .maximum(Some(AMOUNT_MAX))
+        .pattern(Some(text))
+        .examples([serde_json::json!("12.50")])
+        .build()
+}
+
+fn revenue() -> utoipa::openapi::Object {
+    let description =
+        "What the customer paid, in the currency of the policy that decided; below zero it was paid back.";
+    amount(description, -AMOUNT_MAX, r"^-?[0-9]{1,13}(\.[0-9]{1,6})?$")
+}
+
+fn contact_cost() -> utoipa::openapi::Object {
+    let description = "What it cost to contact the customer, in the currency of the policy that decided.";
+    amount(description, 0, r"^[0-9]{1,13}(\.[0-9]{1,6})?$")
+}
+
+/// One outcome, or many.
+#[derive(serde::Deserialize, ToSchema)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "see Outcome")]
+pub(super) enum Outcomes {
+    /// Answered by itself.
+    One(Outcome),
+    /// Each answered in its place.
+    Many(Vec<Outcome>),
+}
+
+/// The answer to one outcome, or to many.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "the contract; `http::outcomes` writes it row by row")]
+pub(super) enum OutcomesAnswer<'a> {
+    /// To one.
+    One(OutcomeReceipt),
+    /// To an array.
+    Many(OutcomeReceipts<'a>),
+}
+
+/// That an outcome is on record.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct OutcomeReceipt {
+    /// UUID version 7.
+    #[schema(format = "uuid")]
+    pub(super) outcome_id: String,
+    /// Whether it was recorded now; false when it was on record already.
+    pub(super) recorded: bool,
+}
+
+/// The answer to many outcomes: one item for each, in order.
+#[derive(Serialize, ToSchema)]
+pub(super) struct OutcomeReceipts<'a> {
+    /// That the outcome is on record, or its own problem. The former has an `outcome_id`, a problem has a `status`.
+    results: Vec<OutcomeItem<'a>>,
+}
+
+/// That an outcome is on record, or its own problem.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+#[schema(as = OutcomeItem)]
+pub(super) enum OutcomeItem<'a> {
+    /// It is on record.
+    Receipt(OutcomeReceipt),
+    /// It is not, and why.
+    Problem(problem::Document<'a>),
 }
 
 /// The model of a recorded decision.
@@ -133,6 +271,24 @@ impl From<Recorded> for DecisionRecord {
                 Inputs::Erased => InputsState::Erased,
                 Inputs::Kept(_) => InputsState::Sealed,
             },
+            outcomes: recorded.outcomes.into_iter().map(OutcomeRecord::from).collect(),
+        }
+    }
+}
+
+impl From<RecordedOutcome> for OutcomeRecord {
+    fn from(recorded: RecordedOutcome) -> Self {
+        let time = |ms| jiff::Timestamp::from_millisecond(ms).unwrap_or_default();
+        let facts = recorded.facts;
+        Self {
+            outcome_id: recorded.id.to_string(),
+            occurred_at: time(recorded.occurred_at_ms),
+            recorded_at: time(recorded.recorded_at_ms),
+            seq: recorded.seq,
+            churned: facts.churned,
+            converted: facts.converted,
+            revenue: facts.revenue.map(Money::units),
+            contact_cost: facts.contact_cost.map(Money::units),
         }
     }
 }

@@ -7,6 +7,7 @@ mod contract;
 mod health;
 mod ledger;
 mod limits;
+mod outcomes;
 mod problems;
 mod score;
 mod service;
