@@ -43,6 +43,11 @@ impl Money {
         self.0
     }
 
+    /// The sum; at the end of the range it stays there.
+    pub fn plus(self, other: Self) -> Self {
+        Self(self.0.saturating_add(other.0))
+    }
+
     /// The amount in units, rounded to the nearest double.
     pub fn units(self) -> f64 {
         self.0 as f64 / 1e6

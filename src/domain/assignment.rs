@@ -1,0 +1,36 @@
+//! Assignment: which arm a customer belongs to. A salted hash, so that it is sticky without a store, the same on every replica,
+//! and independent of any other assignment with another salt.
+
+use sha2::{Digest, Sha256};
+
+/// The place of a customer within 0 to 1 (excluded), evenly spread: the first 53 bits of SHA-256 over salt and id. A customer is
+/// in a share when its place is below it, so a share that grows keeps the customers that it had.
+pub fn place(salt: &str, customer_id: &str) -> f64 {
+    let mut hash = Sha256::new();
+    hash.update((salt.len() as u64).to_le_bytes());
+    hash.update(salt);
+    hash.update(customer_id);
+    let digest: [u8; 32] = hash.finalize().into();
+    let (first, _) = digest.split_first_chunk::<8>().expect("32 is more than 8");
+    (u64::from_be_bytes(*first) >> 11) as f64 / (1_u64 << 53) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::place;
+
+    #[test]
+    fn shares_are_kept_and_salts_are_independent() {
+        let ids: Vec<String> = (0..20_000).map(|number| format!("C-{number}")).collect();
+        let share = |salt: &str, share: f64| ids.iter().filter(|id| place(salt, id) < share).count() as f64 / 20_000.0;
+        for expected in [0.01, 0.05, 0.25, 0.5] {
+            // Four standard deviations of a binomial share.
+            let sd = (expected * (1.0 - expected) / 20_000.0_f64).sqrt();
+            assert!((share("a", expected) - expected).abs() < 4.0 * sd);
+        }
+        let both = ids.iter().filter(|id| place("a", id) < 0.5 && place("b", id) < 0.5).count() as f64 / 20_000.0;
+        assert!((both - 0.25).abs() < 4.0 * (0.25_f64 * 0.75 / 20_000.0).sqrt(), "{both}");
+        assert_eq!(place("salt", "C-1"), place("salt", "C-1"));
+        assert_ne!(place("ab", "c"), place("a", "bc"));
+    }
+}

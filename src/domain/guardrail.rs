@@ -1,0 +1,358 @@
+//! Guardrails: the measured conditions under which a rollout may go on. What was observed of each arm, and the verdict that follows;
+//! what follows from the verdict is in `rollout`.
+
+use serde::{Deserialize, Serialize};
+
+use super::drift;
+use super::sequential::{RateTest, share_interval};
+
+/// Bins of the latency histogram.
+pub const LATENCY_BINS: usize = 100;
+/// The guardrails, each of which gets its part of `alpha`.
+const GUARDRAILS: f64 = 5.0;
+/// The quantiles of latency that are compared.
+const QUANTILES: [f64; 3] = [0.5, 0.9, 0.99];
+/// The normal quantile of the level at which drift alarms: 1 in 10,000, as it is looked at many times.
+const DRIFT_Z: f64 = 3.719;
+/// PSI under which two histograms count as alike: the field's usual words are 0.1 and 0.25.
+const PSI_ALIKE: f64 = 0.1;
+
+/// The limits of one rollout.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Limits {
+    /// Requests of each arm before anything passes.
+    pub requests_min: u64,
+    /// How much the challenger's share of failed requests may be over the champion's, 0 to 1.
+    pub error_margin: f64,
+    /// How many times as long as the champion the challenger may take, at its median, p90 and p99.
+    pub latency_ratio_max: f64,
+    /// Latency that is fast enough whatever the champion's, in microseconds.
+    pub latency_floor_us: f64,
+    /// The greatest distance between the arms' scores, as a PSI.
+    pub psi_max: f64,
+    /// How much the share of a tier may differ between the arms, 0 to 1.
+    pub tier_shift_max: f64,
+    /// The share of rollouts without any fault that may fail, 0 to 1, however often they are looked at.
+    pub alpha: f64,
+}
+
+impl Limits {
+    /// Every value that is out of its range, as (name, sentence).
+    pub fn problems(&self) -> Vec<(&'static str, String)> {
+        let mut problems = Vec::new();
+        for (name, value, min, max) in [
+            ("requests_min", self.requests_min as f64, 1.0, 1e9),
+            ("error_margin", self.error_margin, 1e-6, 1.0),
+            ("latency_ratio_max", self.latency_ratio_max, 1.0, 1e6),
+            ("latency_floor_us", self.latency_floor_us, 0.0, 1e9),
+            ("psi_max", self.psi_max, PSI_ALIKE, 1e3),
+            ("tier_shift_max", self.tier_shift_max, 1e-3, 1.0),
+            ("alpha", self.alpha, 1e-9, 0.5),
+        ] {
+            // Written so that NaN is out of every range.
+            if !(value >= min && value <= max) {
+                problems.push((name, format!("expected {min} to {max}")));
+            }
+        }
+        problems
+    }
+}
+
+/// What was observed of one arm since the rollout began.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Observed {
+    /// Requests that it was to answer.
+    pub requests: u64,
+    /// Of those, the ones that it failed at, for whatever cause.
+    pub errors: u64,
+    /// Of those, the ones whose score was no probability.
+    pub non_finite: u64,
+    /// Times of a score, by [`latency_bin`].
+    pub latency: Vec<u64>,
+    /// Scores, by the bins of the champion's baseline.
+    pub scores: Vec<u64>,
+    /// Decisions by tier, in the order of the policy.
+    pub tiers: Vec<u64>,
+}
+
+/// The bin of a time: four bins to a doubling, from 256 ns.
+pub fn latency_bin(nanoseconds: u64) -> usize {
+    let exponent = nanoseconds.max(256).ilog2() as usize;
+    let quarter = (nanoseconds.max(256) >> (exponent - 2)) as usize & 3;
+    ((exponent - 8) * 4 + quarter).min(LATENCY_BINS - 1)
+}
+
+/// The upper end of a bin of [`latency_bin`], in microseconds.
+pub fn latency_bin_end_us(bin: usize) -> f64 {
+    ((bin % 4 + 5) as u64 * (1 << (bin / 4 + 6))) as f64 / 1e3
+}
+
+/// Whether a condition holds, is broken, or cannot be told yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// It holds, with the data to say so.
+    Pass,
+    /// Too little was seen.
+    Hold,
+    /// It is broken.
+    Fail,
+}
+
+/// One guardrail as it stands.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Reading {
+    /// Its name: `error_rate`, `non_finite`, `latency`, `score_drift`, `tier_mix`, or of a later source of evidence.
+    pub guardrail: String,
+    /// Whether it holds.
+    pub verdict: Verdict,
+    /// The figures behind that, as a sentence.
+    pub figures: String,
+}
+
+impl Reading {
+    /// A reading of the guardrail called `name`.
+    pub fn new(name: &str, verdict: Verdict, figures: String) -> Self {
+        Self { guardrail: name.to_owned(), verdict, figures }
+    }
+}
+
+/// What all readings say together: broken when one is, and good only when all are.
+pub fn verdict(readings: &[Reading]) -> Verdict {
+    if readings.iter().any(|reading| reading.verdict == Verdict::Fail) {
+        Verdict::Fail
+    } else if !readings.is_empty() && readings.iter().all(|reading| reading.verdict == Verdict::Pass) {
+        Verdict::Pass
+    } else {
+        Verdict::Hold
+    }
+}
+
+/// Judges the challenger against the champion; `errors` has followed the failures of both.
+pub fn judge(limits: &Limits, errors: &RateTest, champion: &Observed, challenger: &Observed) -> Vec<Reading> {
+    let mut readings = vec![
+        error_rate(limits, errors, champion, challenger),
+        non_finite(limits, challenger),
+        latency(limits, champion, challenger),
+        score_drift(limits, champion, challenger),
+        tier_mix(limits, champion, challenger),
+    ];
+    if champion.requests.min(challenger.requests) < limits.requests_min {
+        // However good they look.
+        readings.iter_mut().filter(|reading| reading.verdict == Verdict::Pass).for_each(|reading| {
+            reading.verdict = Verdict::Hold;
+        });
+    }
+    readings
+}
+
+fn decide(fail: bool, pass: bool) -> Verdict {
+    match (fail, pass) {
+        (true, _) => Verdict::Fail,
+        (false, true) => Verdict::Pass,
+        (false, false) => Verdict::Hold,
+    }
+}
+
+fn error_rate(limits: &Limits, errors: &RateTest, champion: &Observed, challenger: &Observed) -> Reading {
+    let alpha = limits.alpha / GUARDRAILS;
+    let e_value = errors.e_value();
+    let (_, high) = share_interval(challenger.errors, challenger.requests, alpha);
+    let usual = champion.errors as f64 / champion.requests.max(1) as f64;
+    let figures = format!(
+        "{} of {} requests failed, {} of {} of the champion's; e-value {e_value:.3}, fails at {:.0}; at most {:.4} may be failing, passes under {:.4}",
+        challenger.errors,
+        challenger.requests,
+        champion.errors,
+        champion.requests,
+        1.0 / alpha,
+        high,
+        usual + limits.error_margin
+    );
+    Reading::new("error_rate", decide(e_value >= 1.0 / alpha, high < usual + limits.error_margin), figures)
+}
+
+fn non_finite(limits: &Limits, challenger: &Observed) -> Reading {
+    let alpha = limits.alpha / GUARDRAILS;
+    let (_, high) = share_interval(challenger.non_finite, challenger.requests, alpha);
+    let figures = format!("{} of {} scores were no probability; one fails", challenger.non_finite, challenger.requests);
+    Reading::new("non_finite", decide(challenger.non_finite > 0, high < limits.error_margin), figures)
+}
+
+/// Compares latency by fixed bins: the challenger is slower when its share over a multiple of the champion's quantile is surely
+/// more than it would be at that quantile. At the median this finds a model that is slow always, at p99 one that is slow rarely.
+fn latency(limits: &Limits, champion: &Observed, challenger: &Observed) -> Reading {
+    let alpha = limits.alpha / GUARDRAILS / QUANTILES.len() as f64;
+    let count: u64 = challenger.latency.iter().sum();
+    let (mut fail, mut pass) = (false, true);
+    let mut figures = Vec::new();
+    for quantile in QUANTILES {
+        let Some((usual_us, own_us)) =
+            quantile_us(&champion.latency, quantile).zip(quantile_us(&challenger.latency, quantile))
+        else {
+            return Reading::new("latency", Verdict::Hold, "nothing was measured".to_owned());
+        };
+        let limit_us = (usual_us * limits.latency_ratio_max).max(limits.latency_floor_us);
+        let over: u64 = (0..LATENCY_BINS)
+            .filter(|bin| latency_bin_end_us(*bin) > limit_us)
+            .map(|bin| challenger.latency[bin])
+            .sum();
+        let (low, high) = share_interval(over, count, alpha);
+        fail |= low > 1.0 - quantile;
+        pass &= high < 1.0 - quantile;
+        figures.push(format!(
+            "p{:.0} {own_us:.1} us, the champion's {usual_us:.1} us, limit {limit_us:.1} us",
+            quantile * 100.0
+        ));
+    }
+    Reading::new("latency", decide(fail, pass), figures.join("; "))
+}
+
+fn score_drift(limits: &Limits, champion: &Observed, challenger: &Observed) -> Reading {
+    let (n, m) = (champion.scores.iter().sum(), challenger.scores.iter().sum());
+    let psi = drift::psi(&champion.scores, &challenger.scores);
+    let critical = drift::psi_critical(n, m, champion.scores.len(), DRIFT_Z);
+    let limit = critical.max(limits.psi_max);
+    let figures = format!(
+        "PSI {psi:.4} over {n} and {m} scores; fails over {limit:.3}, passes under {PSI_ALIKE} with enough scores"
+    );
+    // With few scores chance alone moves it that far: then it is not known yet.
+    Reading::new("score_drift", decide(psi > limit, psi < PSI_ALIKE && critical < PSI_ALIKE), figures)
+}
+
+fn tier_mix(limits: &Limits, champion: &Observed, challenger: &Observed) -> Reading {
+    let tiers = champion.tiers.len().max(1);
+    let alpha = limits.alpha / GUARDRAILS / tiers as f64 / 2.0;
+    let (n, m) = (champion.tiers.iter().sum::<u64>(), challenger.tiers.iter().sum::<u64>());
+    let (mut fail, mut pass, mut shift) = (false, true, 0.0_f64);
+    for (usual, own) in champion.tiers.iter().zip(&challenger.tiers) {
+        let (usual_low, usual_high) = share_interval(*usual, n, alpha);
+        let (own_low, own_high) = share_interval(*own, m, alpha);
+        fail |= (own_low - usual_high).max(usual_low - own_high) > limits.tier_shift_max;
+        pass &= (own_high - usual_low).max(usual_high - own_low) < limits.tier_shift_max;
+        shift = shift.max((*usual as f64 / n.max(1) as f64 - *own as f64 / m.max(1) as f64).abs());
+    }
+    let figures = format!(
+        "the share of a tier differs by {shift:.4} at most over {n} and {m} decisions; limit {}",
+        limits.tier_shift_max
+    );
+    Reading::new("tier_mix", decide(fail, pass), figures)
+}
+
+/// A quantile of a latency histogram in microseconds: the end of its bin. `None` when it is empty.
+pub fn quantile_us(latency: &[u64], quantile: f64) -> Option<f64> {
+    let count: u64 = latency.iter().sum();
+    let rank = (quantile * count as f64).ceil() as u64;
+    let mut seen = 0;
+    let bin = latency.iter().position(|bin| {
+        seen += bin;
+        *bin > 0 && seen >= rank
+    });
+    bin.map(latency_bin_end_us)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn limits() -> Limits {
+        Limits {
+            requests_min: 500,
+            error_margin: 0.01,
+            latency_ratio_max: 3.0,
+            latency_floor_us: 50.0,
+            psi_max: 0.25,
+            tier_shift_max: 0.1,
+            alpha: 0.01,
+        }
+    }
+
+    /// An arm that saw `count` requests: scores spread by `score`, `microseconds` each.
+    fn arm(count: u64, microseconds: impl Fn(u64) -> f64, score: impl Fn(u64) -> f64) -> Observed {
+        let mut observed = Observed {
+            requests: count,
+            errors: 0,
+            non_finite: 0,
+            latency: vec![0; LATENCY_BINS],
+            scores: vec![0; 10],
+            tiers: vec![0; 3],
+        };
+        for at in 0..count {
+            observed.latency[latency_bin((microseconds(at) * 1e3) as u64)] += 1;
+            let score = score(at).clamp(0.0, 0.999);
+            observed.scores[(score * 10.0) as usize] += 1;
+            observed.tiers[(score * 3.0) as usize] += 1;
+        }
+        observed
+    }
+
+    fn usual(count: u64) -> Observed {
+        arm(count, |at| 8.0 + (at % 7) as f64 * 0.5, |at| (at * 37 % 1_000) as f64 / 1_000.0)
+    }
+
+    fn failed(readings: &[Reading]) -> Vec<&str> {
+        let failed = readings.iter().filter(|reading| reading.verdict == Verdict::Fail);
+        failed.map(|reading| reading.guardrail.as_str()).collect()
+    }
+
+    #[test]
+    fn an_equal_challenger_passes_with_data_and_holds_without() {
+        let judge = |count| judge(&limits(), &RateTest::default(), &usual(10_000), &usual(count));
+        assert_eq!(verdict(&judge(10_000)), Verdict::Pass, "{:#?}", judge(10_000));
+        assert_eq!(verdict(&judge(100)), Verdict::Hold);
+        assert_eq!(verdict(&judge(0)), Verdict::Hold);
+        assert_eq!(verdict(&[]), Verdict::Hold, "no evidence is no pass");
+    }
+
+    #[test]
+    fn each_fault_is_found_by_its_guardrail() {
+        let champion = usual(5_000);
+        let slow = arm(300, |_| 90.0, |at| (at * 37 % 1_000) as f64 / 1_000.0);
+        assert_eq!(failed(&judge(&limits(), &RateTest::default(), &champion, &slow)), ["latency"]);
+        // Slow only now and then: the median is well, the p99 is not.
+        let rarely = arm(5_000, |at| if at % 20 == 0 { 900.0 } else { 9.0 }, |at| (at * 37 % 1_000) as f64 / 1_000.0);
+        assert_eq!(failed(&judge(&limits(), &RateTest::default(), &champion, &rarely)), ["latency"]);
+        let skewed = arm(2_000, |_| 9.0, |at| ((at * 37 % 1_000) as f64 / 1_000.0).powi(3));
+        assert_eq!(failed(&judge(&limits(), &RateTest::default(), &champion, &skewed)), ["score_drift", "tier_mix"]);
+        let mut nan = usual(100);
+        (nan.errors, nan.non_finite) = (1, 1);
+        assert_eq!(failed(&judge(&limits(), &RateTest::default(), &champion, &nan)), ["non_finite"]);
+        let mut errors = RateTest::default();
+        errors.add(12, 0, 0.2);
+        let mut erring = usual(1_000);
+        erring.errors = 12;
+        assert_eq!(failed(&judge(&limits(), &errors, &champion, &erring)), ["error_rate"]);
+    }
+
+    #[test]
+    fn limits_out_of_range_are_named() {
+        let wrong = Limits { alpha: f64::NAN, requests_min: 0, ..limits() };
+        let names: Vec<_> = wrong.problems().into_iter().map(|(name, _)| name).collect();
+        assert_eq!(names, ["requests_min", "alpha"]);
+        assert!(limits().problems().is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn a_time_is_in_the_bin_that_ends_behind_it(nanoseconds in 0..8_000_000_000_u64) {
+            let bin = latency_bin(nanoseconds);
+            prop_assert!(latency_bin_end_us(bin) * 1e3 > nanoseconds as f64 || bin == LATENCY_BINS - 1);
+            prop_assert!(bin == 0 || latency_bin_end_us(bin - 1) * 1e3 <= nanoseconds as f64);
+        }
+
+        #[test]
+        fn whatever_was_seen_there_is_a_verdict_and_none_without_data(
+            requests in 0..5_000_u64, errors in 0..50_u64, slow in 1.0..1e6_f64, low in 0.0..1.0_f64,
+        ) {
+            let mut challenger = arm(requests, |_| slow, |_| low);
+            challenger.errors = errors.min(requests);
+            let readings = judge(&limits(), &RateTest::default(), &usual(1_000), &challenger);
+            prop_assert_eq!(readings.len(), 5);
+            if requests < 500 {
+                prop_assert!(verdict(&readings) != Verdict::Pass);
+            }
+        }
+    }
+}
