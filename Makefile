@@ -34,8 +34,9 @@ test: runtime ## Everything that CI runs: format, clippy, all tests, the contrac
 	$(CARGO) test --locked
 
 .PHONY: openapi
-openapi: ## Write openapi/mainstay.yaml again from the code
+openapi: ## Write the contracts in openapi/ again from the code
 	$(CARGO) run --quiet -- openapi > openapi/mainstay.yaml
+	$(CARGO) run --quiet -- openapi --admin > openapi/admin.yaml
 
 .PHONY: contract
 contract: runtime ## Fuzz the live server by its own contract (Schemathesis)
@@ -74,6 +75,10 @@ $(VENV)/done: models/train/requirements.txt
 .PHONY: train
 train: $(VENV)/done ## Train all bundles again from the CSVs in DATA
 	PYTHONPATH=models $(VENV)/bin/python -B -m train --data $(DATA) --out models
+
+.PHONY: faulty
+faulty: $(VENV)/done ## Make the faulty bundles of the tests again
+	PYTHONPATH=models $(VENV)/bin/python -B -m train.faulty --models models --out tests/data/bundles $(ARGS)
 
 .PHONY: train-test
 train-test: $(VENV)/done ## Test the trainer
