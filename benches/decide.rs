@@ -53,7 +53,7 @@ fn measure(criterion: &mut Criterion, service: &customers::Service, name: &str) 
         let mut records = records.iter().cycle();
         bencher.iter(|| {
             let record = records.next().expect("a cycle");
-            service.engine.decide(&serving, black_box(record), Bytes::new()).expect("a decision")
+            service.engine.decide(&serving, black_box(record), Bytes::new(), None).expect("a decision")
         });
     });
 }

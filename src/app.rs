@@ -1,24 +1,25 @@
 //! The composition: from a configuration to a running service, and back down in order. Nothing here decides about a customer.
 
 use std::net::{SocketAddr, TcpListener};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
-use sha2::{Digest, Sha256};
 
 use crate::config::{Config, Serve};
-use crate::domain::policy::Policy;
-use crate::domain::policy_document;
-use crate::engine::{Catalogue, Engine, Serving};
+use crate::engine::{Engine, Entry, PolicyError, Serving, Setup, Shelf, read_policy};
 use crate::http::{self, Server, ServerOptions, Shared};
 use crate::ledger::{Action, Ledger, Promise};
-use crate::model::{LoadOptions, Model, Runtime};
+use crate::model::{LoadOptions, Runtime};
 use crate::telemetry::Metrics;
 
 /// How often what was recorded is folded into the histograms.
 const FOLD: Duration = Duration::from_secs(1);
+
+/// The niceness of the shadow: the last of all.
+const SHADOW_NICE: i32 = 19;
+/// How often rollouts are looked at: a broken guardrail acts within this.
+const TICK: Duration = Duration::from_millis(250);
 
 /// A running service.
 #[derive(Debug)]
@@ -29,23 +30,8 @@ pub struct App {
     metrics: Arc<Metrics>,
     data: Server,
     admin: Server,
-}
-
-/// A policy document that breaks its laws.
-#[derive(Debug, thiserror::Error)]
-#[error("the policy {path} is wrong:{list}", list = problems.iter().map(|problem| format!("\n  - {problem}")).collect::<String>())]
-pub struct PolicyError {
-    path: String,
-    problems: Vec<String>,
-}
-
-/// Reads and checks the policy document at `path`.
-pub fn read_policy(path: &Path) -> anyhow::Result<Policy> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read the policy {}", path.display()))?;
-    let digest = Sha256::digest(text.as_bytes());
-    let version: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-    policy_document::parse(&text, &version)
-        .map_err(|problems| PolicyError { path: path.display().to_string(), problems }.into())
+    /// The look at rollouts, and the shadow.
+    behind: Vec<std::thread::JoinHandle<()>>,
 }
 
 impl App {
@@ -56,11 +42,11 @@ impl App {
         let begun = Instant::now();
         let runtime = Runtime::load(&config.runtime.library)?;
         let metrics = Arc::new(Metrics::new());
-        let servings: anyhow::Result<Vec<Serving>> =
-            config.models.serve.iter().map(|entry| serve(&config, entry, runtime, &metrics)).collect();
-        let catalogue = Catalogue::new(servings?).context("models.serve names a model more than once")?;
         let ledger = open_ledger(&config)?;
-        let engine = Arc::new(Engine::new(catalogue, ledger, metrics.clone(), SystemTime::now));
+        let engine = Arc::new(Engine::open(setup(&config, runtime, metrics.clone(), ledger)?)?);
+        for serving in engine.catalogue().iter() {
+            tell(serving);
+        }
         let shared = Shared::new(engine.clone(), config.limits.clone(), config.log.request_share, runtime.build_info());
 
         let batches = config.limits.batches_max;
@@ -80,7 +66,8 @@ impl App {
             version = env!("CARGO_PKG_VERSION"),
             "ready"
         );
-        Ok(Self { config, shared, engine, metrics, data, admin })
+        let behind = behind(&engine).context("cannot start a thread")?;
+        Ok(Self { config, shared, engine, metrics, data, admin, behind })
     }
 
     /// Where the data plane listens.
@@ -109,9 +96,30 @@ impl App {
         let timeout = Duration::from_millis(self.config.drain.timeout_ms);
         let ended = self.data.stop(timeout);
         self.engine.close();
+        for thread in self.behind {
+            thread.thread().unpark();
+            let _ = thread.join();
+        }
         self.admin.stop(Duration::from_secs(1));
         tracing::info!(every_request_answered = ended, "stopped");
     }
+}
+
+/// The threads that work behind the answers: one looks at rollouts, one is their shadow. Both give way to everything else, the
+/// shadow to the first one too.
+fn behind(engine: &Arc<Engine>) -> std::io::Result<Vec<std::thread::JoinHandle<()>>> {
+    let (looks, shadow) = (engine.clone(), engine.clone());
+    let look = std::thread::Builder::new().name("mainstay-rollouts".to_owned()).spawn(move || {
+        while !looks.is_closing() {
+            looks.tick();
+            std::thread::park_timeout(TICK);
+        }
+    })?;
+    let shadow = std::thread::Builder::new().name("mainstay-shadow".to_owned()).spawn(move || {
+        http::give_way(SHADOW_NICE);
+        shadow.run_shadow();
+    })?;
+    Ok(vec![look, shadow])
 }
 
 fn open_ledger(config: &Config) -> anyhow::Result<Option<Ledger>> {
@@ -126,17 +134,36 @@ fn open_ledger(config: &Config) -> anyhow::Result<Option<Ledger>> {
     Ok(Some(ledger))
 }
 
-fn serve(config: &Config, entry: &Serve, runtime: &Runtime, metrics: &Metrics) -> anyhow::Result<Serving> {
-    let policy = read_policy(entry.policy.as_deref().unwrap_or(&config.models.policy))?;
+/// What the engine is made of, as the configuration says.
+pub fn setup(
+    config: &Config,
+    runtime: &'static Runtime,
+    metrics: Arc<Metrics>,
+    ledger: Option<Ledger>,
+) -> anyhow::Result<Setup> {
     let options = LoadOptions {
-        // A lane for every thread that may score at the same time: workers and the batch threads of each.
-        lanes: config.server.workers() + config.limits.batches_max,
+        // A lane for every thread that may score at the same time: workers and the batch threads of each, and the shadow.
+        lanes: config.server.workers() + config.limits.batches_max + 1,
         row_p99_us_max: config.models.probe_row_p99_us_max,
     };
-    let path = config.models.dir.join(&entry.name).join(&entry.version);
-    let model = Model::load(runtime, &path, options)
-        .with_context(|| format!("cannot serve {} {}", entry.name, entry.version))?;
-    let probe = model.probe();
+    let entry = |entry: &Serve| -> Result<Entry, PolicyError> {
+        let policy = Arc::new(read_policy(entry.policy.as_deref().unwrap_or(&config.models.policy))?);
+        Ok(Entry { name: entry.name.clone(), version: entry.version.clone(), policy })
+    };
+    Ok(Setup {
+        shelf: Shelf { runtime, dir: config.models.dir.clone(), options },
+        entries: config.models.serve.iter().map(entry).collect::<Result<_, _>>()?,
+        resume: config.models.resume,
+        ledger,
+        options: config.rollouts.clone(),
+        metrics,
+        clock: SystemTime::now,
+        read: http::read_record,
+    })
+}
+
+fn tell(serving: &Serving) {
+    let (model, policy, probe) = (&serving.model, &serving.policy, serving.model.probe());
     tracing::info!(
         model = model.id().name,
         version = model.id().version,
@@ -149,7 +176,6 @@ fn serve(config: &Config, entry: &Serve, runtime: &Runtime, metrics: &Metrics) -
         row_p99_us = probe.row_p99_us,
         "model in service"
     );
-    Ok(Serving::new(Arc::new(model), Arc::new(policy), metrics))
 }
 
 fn bind(key: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {

@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 use toml::{Table, Value};
 
 use crate::domain::nearest::nearest;
+use crate::engine;
 use crate::http::{Limits, ServerOptions};
 use crate::ledger;
 use crate::telemetry::log;
@@ -33,6 +34,7 @@ pub struct Config {
     pub limits: Limits,
     pub drain: Drain,
     pub ledger: ledger::Options,
+    pub rollouts: engine::Options,
     pub log: log::Options,
 }
 
@@ -52,6 +54,7 @@ pub struct Models {
     pub dir: PathBuf,
     pub policy: PathBuf,
     pub serve: Vec<Serve>,
+    pub resume: bool,
     pub probe_row_p99_us_max: u64,
 }
 
@@ -157,6 +160,7 @@ impl Config {
         section("limits", self.limits.problems());
         section("log", self.log.problems());
         section("ledger", self.ledger.problems());
+        section("rollouts", self.rollouts.problems());
         if self.models.serve.is_empty() {
             section("models", vec![("serve", "expected at least one model".to_owned())]);
         }

@@ -5,21 +5,19 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::time::SystemTime;
 
-use mainstay::app::read_policy;
+use mainstay::app::setup;
 use mainstay::config::{Config, Sources};
 use mainstay::domain::baseline::Histogram;
 use mainstay::domain::feature::{Feature, Kind, Missing};
 use mainstay::domain::record::{Record, Value};
-use mainstay::engine::{Catalogue, Engine, Serving};
+use mainstay::engine::{Engine, Serving};
 use mainstay::http::Shared;
-use mainstay::model::{LoadOptions, Model, Runtime};
+use mainstay::model::{Model, Runtime};
 use mainstay::telemetry::Metrics;
 
 /// The bundles under test.
 pub(crate) const BUNDLES: [&str; 2] = ["telco-churn", "mlc-churn"];
-const VERSION: &str = "1.0.0";
 /// Customers of each model: few enough to stay in the cache, as a request's bytes do, too many to be learnt by heart.
 const COUNT: usize = 2_048;
 const SEED: u64 = 42;
@@ -35,16 +33,10 @@ impl Service {
     pub(crate) fn start() -> Self {
         let config = Config::load(&Sources::of_process(None, Vec::new())).expect("a legal configuration");
         let runtime = Runtime::load(&config.runtime.library).expect("scripts/fetch-onnxruntime.sh was run");
-        let policy = Arc::new(read_policy(&config.models.policy).expect("a legal policy"));
         let metrics = Arc::new(Metrics::new());
-        let servings = BUNDLES.map(|name| {
-            let options = LoadOptions { lanes: 1, row_p99_us_max: config.models.probe_row_p99_us_max };
-            let path = config.models.dir.join(name).join(VERSION);
-            let model = Model::load(runtime, &path, options).expect("a legal bundle");
-            Serving::new(Arc::new(model), policy.clone(), &metrics)
-        });
-        let catalogue = Catalogue::new(servings.into()).expect("two names");
-        let engine = Arc::new(Engine::new(catalogue, None, metrics.clone(), SystemTime::now));
+        let mut setup = setup(&config, runtime, metrics.clone(), None).expect("a legal policy");
+        setup.shelf.options.lanes = 1;
+        let engine = Arc::new(Engine::open(setup).expect("legal bundles"));
         let shared = Shared::new(engine.clone(), config.limits, 0.0, runtime.build_info());
         // As the service does: what is recorded and never folded would grow through the whole bench.
         std::thread::spawn(move || {

@@ -1,16 +1,12 @@
 //! The verbs of the command line about the ledger: verify, replay, export, backup, restore, rotate-keys. Verify, replay and export
 //! only read, and do so beside a running service; backup and rotate-keys ask it.
 
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::{Configured, Falls, write_out};
-use crate::config::Config;
+use super::{Configured, Falls, client, write_out};
 use crate::domain::id::DecisionId;
 use crate::ledger::{self, Reading};
 use crate::model::Runtime;
@@ -140,11 +136,11 @@ impl LedgerCommand {
             LedgerCommand::Backup { path, configured } => {
                 let path = std::path::absolute(&path).context("the path cannot be made absolute")?;
                 let body = serde_json::json!({ "path": path }).to_string();
-                ask(&configured.load()?, "/v1/ledger/backup", &body)?;
+                client::post(configured.load()?.admin.listen, "/v1/ledger/backup", &body, None)?;
                 write_out(&format!("a copy of the ledger is in {}\n", path.display()))
             }
             LedgerCommand::RotateKeys { configured } => {
-                let answer = ask(&configured.load()?, "/v1/ledger/rotate-keys", "{}")?;
+                let answer = client::post(configured.load()?.admin.listen, "/v1/ledger/rotate-keys", "{}", None)?;
                 write_out(&format!("{}\n", answer.trim()))
             }
             LedgerCommand::Restore { path, configured } => {
@@ -168,42 +164,6 @@ fn restore(backup: &Path, dir: &Path) -> anyhow::Result<()> {
         "{} records restored; head {}; what stood there before was kept beside it\n",
         found.entries, found.head
     ))
-}
-
-/// Posts to the admin plane of the running service.
-fn ask(config: &Config, path: &str, body: &str) -> anyhow::Result<String> {
-    let (status, answer) = call(config.admin.listen, "POST", path, body, Duration::from_secs(600))?;
-    anyhow::ensure!(status == 200, "the service answered {status}: {answer}");
-    Ok(answer)
-}
-
-/// One HTTP request by hand: the service needs no client otherwise. The status and the body.
-pub(super) fn call(
-    mut address: SocketAddr,
-    method: &str,
-    path: &str,
-    body: &str,
-    patience: Duration,
-) -> anyhow::Result<(u16, String)> {
-    if address.ip().is_unspecified() {
-        address.set_ip(match address {
-            SocketAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
-            SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
-        });
-    }
-    let connect = TcpStream::connect_timeout(&address, Duration::from_secs(2));
-    let mut stream = connect.with_context(|| format!("nothing listens on {address}: does the service run?"))?;
-    stream.set_read_timeout(Some(patience))?;
-    let head = format!(
-        "{method} {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
-        body.len()
-    );
-    stream.write_all(format!("{head}{body}").as_bytes())?;
-    let mut answer = String::new();
-    stream.take(1 << 20).read_to_string(&mut answer).with_context(|| format!("no answer from {address}"))?;
-    let (head, body) = answer.split_once("\r\n\r\n").with_context(|| format!("no HTTP from {address}"))?;
-    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
-    Ok((status.with_context(|| format!("no HTTP from {address}"))?, body.to_owned()))
 }
 
 fn list(problems: &[String]) -> String {

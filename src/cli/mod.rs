@@ -1,6 +1,10 @@
-//! The command line: what can be asked of the binary, and its exit codes. The verbs about the ledger are in `ledger`.
+//! The command line: what can be asked of the binary, and its exit codes. The verbs about the ledger are in `ledger`, those about
+//! slots, rollouts and policies in `slots`.
 
+mod client;
 mod ledger;
+mod slots;
+mod table;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -11,11 +15,14 @@ use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use ledger::{LedgerCommand, ReplayArguments};
 
-use crate::app::{self, App, PolicyError};
+use crate::app::App;
 use crate::config::{self, Config, Sources};
+use crate::engine::{self, PolicyError, read_policy};
 use crate::model::{self, LoadOptions, Model, Runtime};
 use crate::{http, telemetry};
 
+/// The service refused: a move that is not legal now, a bundle or a request that breaks its contract.
+const REFUSED: u8 = 1;
 /// Bad usage or configuration (EX_USAGE of sysexits.h).
 const USAGE: u8 = 64;
 /// A bundle or a policy that breaks its contract (EX_DATAERR).
@@ -43,10 +50,32 @@ enum Command {
     /// Export, back up, restore the ledger; rotate its keys
     #[command(subcommand)]
     Ledger(LedgerCommand),
+    /// Show the slots of the models: what stands in them, in which role, and how a rollout goes
+    Slots(slots::Show),
+    /// Show what was done to the slots of a model
+    History(slots::History),
+    /// Load and probe a version into the idle slot
+    Stage(slots::Stage),
+    /// Empty the idle slot
+    Retire(slots::Plain),
+    /// Make the idle model the champion
+    Promote(slots::Promote),
+    /// Go back: end the rollout, or make the champion of before the champion again
+    Rollback(slots::Plain),
+    /// Put the staged model under trial, and steer that
+    #[command(subcommand)]
+    Rollout(slots::Rollout),
+    /// Try, apply and undo policies
+    #[command(subcommand)]
+    Policy(slots::Policy),
     /// Ask a running service whether it is ready: exit code 0 if so
     Health(Configured),
     /// Write the contract of the HTTP API to standard output
-    Openapi,
+    Openapi {
+        /// That of the admin plane
+        #[arg(long)]
+        admin: bool,
+    },
 }
 
 /// A check that was made and falls short.
@@ -54,7 +83,7 @@ enum Command {
 #[error("{0}")]
 struct Falls(String);
 
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 struct Configured {
     /// The configuration file [default: mainstay.toml, if it is there]
     #[arg(long, value_name = "FILE")]
@@ -107,7 +136,15 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Replay(arguments) => ledger::replay(arguments),
         Command::Ledger(command) => command.run(),
         Command::Health(configured) => health(configured),
-        Command::Openapi => write_out(&http::contract_yaml()),
+        Command::Slots(show) => show.run(),
+        Command::History(history) => history.run(),
+        Command::Stage(stage) => stage.run(),
+        Command::Retire(plain) => plain.run("retire"),
+        Command::Promote(promote) => promote.run(),
+        Command::Rollback(plain) => plain.run("rollback"),
+        Command::Rollout(command) => command.run(),
+        Command::Policy(command) => command.run(),
+        Command::Openapi { admin } => write_out(&http::contract_yaml(admin)),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -123,13 +160,20 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     if error.is::<config::Error>() {
         return USAGE;
     }
-    if error.is::<PolicyError>()
+    if error.is::<client::Refused>() {
+        return REFUSED;
+    }
+    if matches!(error.downcast_ref(), Some(PolicyError::Wrong { .. }))
         || error.is::<Falls>()
         || matches!(error.downcast_ref(), Some(crate::ledger::Error::Broken(_)))
     {
         return DATA;
     }
-    match error.downcast_ref::<model::Error>() {
+    let model = error.downcast_ref::<model::Error>().or(match error.downcast_ref::<engine::Error>() {
+        Some(engine::Error::Unservable { source, .. }) => Some(&**source),
+        _ => None,
+    });
+    match model {
         Some(model::Error::Bundle { .. } | model::Error::Probe { .. } | model::Error::Runtime(_)) => DATA,
         _ => UNAVAILABLE,
     }
@@ -194,7 +238,7 @@ impl Verify {
                 ))
             }
             Verify::Policy { path } => {
-                let policy = app::read_policy(&path)?;
+                let policy = read_policy(&path)?;
                 let mut text = format!("{}: a legal policy, version {}\n", policy.name(), policy.version());
                 for tier in policy.tiers() {
                     let intervention = &tier.intervention;
@@ -221,7 +265,7 @@ impl Verify {
 /// Asks `/readyz` of the data plane, as a container's health check does.
 fn health(configured: Configured) -> anyhow::Result<()> {
     let address = configured.load()?.http.listen;
-    let (status, _) = ledger::call(address, "GET", "/readyz", "", Duration::from_secs(2))?;
+    let (status, _) = client::call(address, "GET", "/readyz", "", "", Duration::from_secs(2))?;
     anyhow::ensure!(status == 200, "the service on {address} is not ready");
     write_out("ready\n")
 }

@@ -1,9 +1,10 @@
 //! What the engine can refuse or fail at; `http::problem` turns it into a status.
 
+use crate::domain::moves::Illegal;
 use crate::domain::violation::Violation;
 use crate::{ledger, model};
 
-/// Why there is no decision.
+/// Why there is no decision, or no move.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// No model of that name is in service.
@@ -17,6 +18,9 @@ pub enum Error {
     /// The record breaks the model's dictionary.
     #[error("the record breaks the model's dictionary")]
     Invalid(Vec<Violation>),
+    /// A challenger was addressed and there is none.
+    #[error("no second model stands by")]
+    NoChallenger,
     /// The decision could not be recorded, so that it must not be answered; or the ledger could not be read.
     #[error(transparent)]
     Ledger(#[from] ledger::Error),
@@ -26,4 +30,23 @@ pub enum Error {
     /// The model failed.
     #[error(transparent)]
     Model(#[from] model::Error),
+    /// A champion could not be put into service.
+    #[error("cannot serve {name} {version}")]
+    Unservable {
+        /// The name of the model.
+        name: String,
+        /// Its version.
+        version: String,
+        /// Why.
+        source: Box<model::Error>,
+    },
+    /// A move that the slots do not allow now.
+    #[error(transparent)]
+    Illegal(#[from] Illegal),
+    /// A bundle or a policy that must not go into service.
+    #[error("it must not go into service:{list}", list = .0.iter().map(|reason| format!("\n  - {reason}")).collect::<String>())]
+    Refused(Vec<String>),
+    /// The key of the request was used for another one.
+    #[error("the key was used for another request")]
+    KeyReused,
 }

@@ -1,75 +1,135 @@
 //! Floor 2, the engine: the one hallway between the doors above and the rooms below. A record goes down it once, a decision
 //! comes up once, and both see one snapshot of what is in service.
 
+mod decide;
 mod error;
+mod moves;
 mod past;
+mod rollout;
 mod serving;
+mod shadow;
+mod shelf;
+mod slots;
+mod watch;
 
-use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
-use bytes::Bytes;
-use smallvec::{SmallVec, smallvec};
 
+pub use decide::{Batch, Stages};
 pub use error::Error;
+pub use moves::{Ask, Moved, Standing, Verb, Warm};
+pub use rollout::Options;
 pub use serving::{Catalogue, Serving};
+pub use shelf::{PolicyError, Shelf, parse_policy, read_policy};
 
-use crate::domain::decision::{Arm, Decision};
-use crate::domain::id::DecisionId;
 use crate::domain::nearest::nearest;
+use crate::domain::policy::Policy;
 use crate::domain::record::Record;
-use crate::domain::score::Score;
-use crate::domain::violation::Violation;
-use crate::ledger::{Ledger, Receipt};
+use crate::ledger::Ledger;
+use crate::model::Model;
 
 /// To be spawned on every thread that awaits receipts: see `ledger::courier`.
 pub use crate::ledger::courier;
 use crate::telemetry::Metrics;
+use shadow::Shadow;
+use slots::Deck;
 
-/// Rows that are scored as one run of a graph: enough to gain from it, few enough to stay in the cache.
-const BATCH_ROWS: usize = 512;
+/// How inputs on record are read again; the doors know how they were written.
+pub type Read = for<'i> fn(&'i [u8]) -> Result<Record<'i>, String>;
 
 /// The churn decision engine.
 #[derive(Debug)]
 pub struct Engine {
     catalogue: ArcSwap<Catalogue>,
+    decks: Vec<Deck>,
+    /// Models that have left their slot, until nobody uses them any more.
+    retired: Mutex<Vec<Arc<Model>>>,
+    shadow: Shadow,
+    shelf: Shelf,
     ledger: Option<Ledger>,
+    options: ArcSwap<Options>,
     metrics: Arc<Metrics>,
     clock: fn() -> SystemTime,
+    read: Read,
+    closing: AtomicBool,
 }
 
-/// Decisions on many records.
+/// What an engine is made of.
 #[derive(Debug)]
-pub struct Batch {
-    /// One for each record, in its place.
-    pub decisions: Vec<Result<Decision, Error>>,
-    /// How long all of them took.
-    pub stages: Stages,
-    /// To be kept before any of them is answered.
-    pub receipt: Receipt,
+pub struct Setup {
+    /// Where models come from.
+    pub shelf: Shelf,
+    /// The models to be served, the default one first.
+    pub entries: Vec<Entry>,
+    /// Whether the slots that the ledger remembers count more than the entries.
+    pub resume: bool,
+    /// Where decisions and moves are recorded.
+    pub ledger: Option<Ledger>,
+    /// How rollouts go.
+    pub options: Options,
+    /// The metrics.
+    pub metrics: Arc<Metrics>,
+    /// The clock.
+    pub clock: fn() -> SystemTime,
+    /// How inputs on record are read again.
+    pub read: Read,
 }
 
-/// How long the stages of a decision took.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Stages {
-    /// Record to vector.
-    pub encode: Duration,
-    /// Vector to score.
-    pub infer: Duration,
-    /// Score to tier and intervention.
-    pub policy: Duration,
+/// A model to be served, as the configuration names it.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// Its name.
+    pub name: String,
+    /// The version that is the first champion.
+    pub version: String,
+    /// The policy that is the first one in force.
+    pub policy: Arc<Policy>,
 }
 
 impl Engine {
-    /// An engine with `catalogue` in service, that records in `ledger` and tells the time by `clock`.
-    pub fn new(catalogue: Catalogue, ledger: Option<Ledger>, metrics: Arc<Metrics>, clock: fn() -> SystemTime) -> Self {
-        Self { catalogue: ArcSwap::from_pointee(catalogue), ledger, metrics, clock }
+    /// An engine with everything loaded, probed and in service, as the ledger remembers it or the entries name it.
+    ///
+    /// Errors: a champion or a policy that cannot be used, or a ledger that cannot be read.
+    pub fn open(setup: Setup) -> Result<Self, Error> {
+        let Setup { shelf, entries, resume, ledger, options, metrics, clock, read } = setup;
+        let mut engine = Self {
+            catalogue: ArcSwap::from_pointee(Catalogue::none()),
+            decks: Vec::new(),
+            retired: Mutex::default(),
+            shadow: Shadow::new(options.shadow_queue_max),
+            shelf,
+            ledger,
+            options: ArcSwap::from_pointee(options),
+            metrics,
+            clock,
+            read,
+            closing: AtomicBool::new(false),
+        };
+        for entry in entries {
+            let deck = Deck::open(entry, &engine, resume)?;
+            engine.decks.push(deck);
+        }
+        let servings = engine.decks.iter().filter_map(|deck| engine.serving_of(deck)).collect();
+        engine.catalogue.store(Arc::new(Catalogue::new(servings)));
+        Ok(engine)
     }
 
     /// The metrics that everything above records into too.
     pub fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
+    }
+
+    /// How rollouts go, as of now.
+    pub fn options(&self) -> Arc<Options> {
+        self.options.load_full()
+    }
+
+    /// Lets rollouts go by other options from now on; those that have begun keep their plan.
+    pub fn set_options(&self, options: Options) {
+        self.options.store(Arc::new(options));
     }
 
     /// Everything in service, as of now.
@@ -84,124 +144,26 @@ impl Engine {
         let catalogue = self.catalogue.load();
         match name {
             None => Ok(catalogue.default_serving().clone()),
-            Some(name) => catalogue.get(name).cloned().ok_or_else(|| Error::UnknownModel {
-                nearest: nearest(name, catalogue.names()).map(str::to_owned),
-                known: catalogue.names().map(str::to_owned).collect(),
-            }),
+            Some(name) => catalogue.get(name).cloned().ok_or_else(|| self.unknown(name)),
         }
     }
 
-    /// Decides on one record, which was read from `inputs`, on the calling thread: no await, no lock held across another.
-    /// The decision may be answered once its receipt is kept.
-    ///
-    /// Errors: [`Error::Invalid`] with every violation; [`Error::Model`]; [`Error::Ledger`] when it cannot be recorded.
-    pub fn decide(
-        &self,
-        serving: &Serving,
-        record: &Record,
-        inputs: Bytes,
-    ) -> Result<(Decision, Stages, Receipt), Error> {
-        let begun = Instant::now();
-        let mut row: SmallVec<[f32; 64]> = smallvec![0.0; serving.model.schema().columns()];
-        serving.model.schema().vectorize(&record.features, &mut row).map_err(Error::Invalid)?;
-        let encoded = Instant::now();
-        let score = serving.model.score(&row)?;
-        let inferred = Instant::now();
-        let decision = self.decision(serving, score, self.now_ms());
-        let stages = Stages { encode: encoded - begun, infer: inferred - encoded, policy: inferred.elapsed() };
-        let receipt = match &self.ledger {
-            Some(ledger) => ledger.record(&decision, &record.customer_id, inputs)?,
-            None => Receipt::done(),
-        };
-        self.count(serving, &decision);
-        Ok((decision, stages, receipt))
-    }
-
-    /// Every violation of `record`, without deciding on it.
-    pub fn violations(&self, serving: &Serving, record: &Record) -> Vec<Violation> {
-        let mut row = vec![0.0; serving.model.schema().columns()];
-        serving.model.schema().vectorize(&record.features, &mut row).err().unwrap_or_default()
-    }
-
-    /// Decides on many records, each read from its place of `inputs`, scored as real batches; each is answered in its place,
-    /// whatever the others are. Their receipt is for all of them.
-    ///
-    /// Errors: [`Error::Ledger`] when they cannot be recorded.
-    pub fn decide_batch(&self, serving: &Serving, records: &[Record], inputs: &[Bytes]) -> Result<Batch, Error> {
-        let (decisions, stages) = self.score_batch(serving, records);
-        let receipt = match &self.ledger {
-            Some(ledger) => {
-                let rows = decisions.iter().zip(records).zip(inputs);
-                ledger.record_all(rows.filter_map(|((decision, record), inputs)| {
-                    Some((decision.as_ref().ok()?, record.customer_id.as_ref(), inputs.clone()))
-                }))?
-            }
-            None => Receipt::done(),
-        };
-        decisions.iter().flatten().for_each(|decision| self.count(serving, decision));
-        Ok(Batch { decisions, stages, receipt })
-    }
-
-    fn score_batch(&self, serving: &Serving, records: &[Record]) -> (Vec<Result<Decision, Error>>, Stages) {
-        let mut decisions = Vec::with_capacity(records.len());
-        let mut stages = Stages::default();
-        let columns = serving.model.schema().columns();
-        let mut rows = Vec::with_capacity(records.len().min(BATCH_ROWS) * columns);
-        for chunk in records.chunks(BATCH_ROWS) {
-            let begun = Instant::now();
-            rows.clear();
-            let mut violations = Vec::with_capacity(chunk.len());
-            for record in chunk {
-                let end = rows.len();
-                rows.resize(end + columns, 0.0);
-                let result = serving.model.schema().vectorize(&record.features, &mut rows[end..]);
-                if result.is_err() {
-                    rows.truncate(end);
-                }
-                violations.push(result);
-            }
-            let encoded = Instant::now();
-            let mut scores = match rows.is_empty() {
-                true => Ok(Vec::new()),
-                false => serving.model.score_batch(&rows),
-            }
-            .map(Vec::into_iter);
-            let inferred = Instant::now();
-            let now_ms = self.now_ms();
-            decisions.extend(violations.into_iter().map(|violation| {
-                violation.map_err(Error::Invalid)?;
-                match &mut scores {
-                    Ok(scores) => match scores.next().flatten() {
-                        Some(score) => Ok(self.decision(serving, score, now_ms)),
-                        None => Err(Error::Model(crate::model::Error::NotAProbability)),
-                    },
-                    Err(error) => Err(Error::Model(crate::model::Error::Runtime(error.to_string()))),
-                }
-            }));
-            stages.encode += encoded - begun;
-            stages.infer += inferred - encoded;
-            stages.policy += inferred.elapsed();
-        }
-        (decisions, stages)
-    }
-
-    fn decision(&self, serving: &Serving, score: Score, decided_at_ms: u64) -> Decision {
-        let tier = serving.policy.tier_of(score);
-        let mut random = [0; 10];
-        fastrand::fill(&mut random);
-        Decision {
-            id: DecisionId::new(decided_at_ms, random),
-            decided_at_ms,
-            score,
-            model: serving.model.id().clone(),
-            arm: Arm::Champion,
-            policy: serving.policy.clone(),
-            tier,
+    fn unknown(&self, name: &str) -> Error {
+        let catalogue = self.catalogue.load();
+        Error::UnknownModel {
+            nearest: nearest(name, catalogue.names()).map(str::to_owned),
+            known: catalogue.names().map(str::to_owned).collect(),
         }
     }
 
-    fn count(&self, serving: &Serving, decision: &Decision) {
-        serving.decided[decision.tier].increment(1);
+    /// Scores in the shadow until the engine closes. To be called on a thread of its own, of the least priority.
+    pub fn run_shadow(&self) {
+        self.shadow.run(|| self.now_ms(), || self.is_closing());
+    }
+
+    /// Whether the engine closes.
+    pub fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Relaxed)
     }
 
     /// The time, milliseconds since 1970.

@@ -9,7 +9,7 @@ use crate::domain::outcome::Outcome;
 use crate::ledger::{Fate, Ledger, Page, Recorded};
 
 impl Engine {
-    fn ledger(&self) -> Result<&Ledger, Error> {
+    pub(super) fn ledger(&self) -> Result<&Ledger, Error> {
         self.ledger.as_ref().ok_or(Error::LedgerOff)
     }
 
@@ -69,8 +69,9 @@ impl Engine {
         }
     }
 
-    /// Writes what waits to be recorded and closes the ledger.
+    /// Ends the shadow, writes what waits to be recorded and closes the ledger.
     pub fn close(&self) {
+        self.closing.store(true, std::sync::atomic::Ordering::Relaxed);
         if let Some(ledger) = &self.ledger {
             ledger.close();
         }

@@ -20,6 +20,7 @@ use super::problem::{self, Code, Problem};
 use super::trace::REQUEST_ID;
 use super::wire::{self, Item, Scratch};
 use super::{Shared, blocking, extract, json};
+use crate::domain::decision::Arm;
 use crate::domain::record::Record;
 use crate::engine::Serving;
 
@@ -78,13 +79,14 @@ async fn answer(
 ) -> Result<Response<Body>, Problem> {
     let serving = shared.engine.serving(model)?;
     let media_type = extract::media_type(&headers, &[extract::JSON, extract::NDJSON])?;
+    let addressed = extract::arm(&shared, &headers)?;
     let permit =
         shared.batches.clone().try_acquire_owned().map_err(|_| {
             Problem::new(Code::Overloaded, "too many batches are being answered; try again after a second")
         })?;
     // The outermost layer made sure that there is one.
     let request_id = headers.get(REQUEST_ID).cloned().unwrap_or_else(|| HeaderValue::from_static("-"));
-    let job = Job { request_id, shared, serving };
+    let job = Job { request_id, shared, serving, addressed };
     let mut response = if media_type == extract::NDJSON {
         Response::new(job.stream(body, permit))
     } else {
@@ -109,6 +111,7 @@ struct Job {
     request_id: HeaderValue,
     shared: Shared,
     serving: Arc<Serving>,
+    addressed: Option<Arm>,
 }
 
 impl Job {
@@ -161,15 +164,16 @@ impl Job {
             });
         }
         timing.parse += begun.elapsed();
-        let decisions = self.shared.engine.decide_batch(&self.serving, &records, &inputs).and_then(|batch| {
-            let waiting = Instant::now();
-            batch.receipt.kept_blocking()?;
-            timing.ledger += waiting.elapsed();
-            timing.stages.encode += batch.stages.encode;
-            timing.stages.infer += batch.stages.infer;
-            timing.stages.policy += batch.stages.policy;
-            Ok(batch.decisions)
-        });
+        let decisions =
+            self.shared.engine.decide_batch(&self.serving, &records, &inputs, self.addressed).and_then(|batch| {
+                let waiting = Instant::now();
+                batch.receipt.kept_blocking()?;
+                timing.ledger += waiting.elapsed();
+                timing.stages.encode += batch.stages.encode;
+                timing.stages.infer += batch.stages.infer;
+                timing.stages.policy += batch.stages.policy;
+                Ok(batch.decisions)
+            });
         // What could not be recorded is not answered: every row that was decided on has the same problem then.
         let (decisions, unrecorded) = match decisions {
             Ok(decisions) => (decisions, None),

@@ -9,7 +9,9 @@ use axum::http::HeaderMap;
 use axum::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 
+use super::Shared;
 use super::problem::{Code, Problem};
+use crate::domain::decision::Arm;
 use crate::domain::nearest::nearest;
 use crate::domain::record::{Entries, Record, Value};
 use crate::domain::violation::{self, LISTED_MAX, Violation, pointer};
@@ -148,6 +150,22 @@ fn repeated(entries: &Entries, place: &str, violations: &mut Vec<Violation>) {
         }
         if !seen.insert(key) && violations.len() < LISTED_MAX {
             violations.push(Violation::new(here, violation::Code::Duplicate, "one value"));
+        }
+    }
+}
+
+/// The arm that the caller addresses by the header `x-mainstay-arm`, where the configuration lets callers do that.
+pub(super) fn arm(shared: &Shared, headers: &HeaderMap) -> Result<Option<Arm>, Problem> {
+    let Some(value) = headers.get("x-mainstay-arm") else { return Ok(None) };
+    if !shared.engine.options().arm_header {
+        return Err(Problem::new(Code::ArmNotAddressable, "the setting rollouts.arm_header is off"));
+    }
+    match value.as_bytes() {
+        b"champion" => Ok(Some(Arm::Champion)),
+        b"challenger" => Ok(Some(Arm::Challenger)),
+        _ => {
+            let expected = "\"champion\" or \"challenger\"";
+            Err(Problem::invalid(vec![Violation::new("/x-mainstay-arm", violation::Code::UnknownCategory, expected)]))
         }
     }
 }

@@ -14,9 +14,11 @@ mod outcomes;
 mod problem;
 mod score;
 mod server;
+mod slots;
 mod trace;
 mod wire;
 mod wire_records;
+mod wire_slots;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -33,7 +35,7 @@ use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-pub use server::{Options as ServerOptions, Server};
+pub use server::{Options as ServerOptions, Server, give_way};
 
 use crate::engine::Engine;
 use problem::{Code, Problem};
@@ -145,10 +147,11 @@ pub fn contract() -> utoipa::openapi::OpenApi {
     routes().into_openapi()
 }
 
-/// The contract as the text of `openapi/mainstay.yaml`.
-pub fn contract_yaml() -> String {
+/// The contract as the text of `openapi/mainstay.yaml`, or that of the admin plane as `openapi/admin.yaml`.
+pub fn contract_yaml(admin: bool) -> String {
     let head = "# Generated from the code by `make openapi`; a test compares it. Do not edit.\n";
-    format!("{head}{}", contract().to_yaml().unwrap_or_default())
+    let contract = if admin { operating().merge(health()).into_openapi() } else { contract() };
+    format!("{head}{}", contract.to_yaml().unwrap_or_default())
 }
 
 /// The record in a body that was accepted once.
@@ -189,6 +192,16 @@ fn health() -> OpenApiRouter<Shared> {
     OpenApiRouter::new().routes(routes!(health::livez)).routes(routes!(health::readyz)).routes(routes!(health::version))
 }
 
+/// The routes that move models: of the admin plane alone.
+fn operating() -> OpenApiRouter<Shared> {
+    OpenApiRouter::with_openapi(openapi::Admin::openapi())
+        .routes(routes!(slots::slots))
+        .routes(routes!(slots::slots_of))
+        .routes(routes!(slots::history))
+        .routes(routes!(slots::try_policy))
+        .routes(routes!(slots::act))
+}
+
 /// The data plane: what product backends call.
 pub fn data_plane(shared: &Shared) -> Router {
     let shed = ServiceBuilder::new()
@@ -208,6 +221,7 @@ pub fn data_plane(shared: &Shared) -> Router {
 /// The admin plane: what operators and their tools call.
 pub fn admin_plane(shared: &Shared) -> Router {
     let router = Router::from(health())
+        .merge(Router::from(operating()))
         .route("/metrics", axum::routing::get(admin::metrics))
         .route("/v1/ledger/backup", axum::routing::post(admin::backup))
         .route("/v1/ledger/rotate-keys", axum::routing::post(admin::rotate_keys));

@@ -29,6 +29,21 @@ use crate::model::Model;
 )]
 pub(super) struct Base;
 
+/// The same for the admin plane.
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Mainstay: the admin plane",
+        description = "Models in slots, rollouts, rollback, policies. Every error is `application/problem+json` (RFC 9457).",
+        license(name = "Apache-2.0", identifier = "Apache-2.0")
+    ),
+    tags(
+        (name = "slots", description = "What stands where, and the verbs that move it"),
+        (name = "health", description = "Liveness, readiness, version"),
+    )
+)]
+pub(super) struct Admin;
+
 /// `GET /openapi.json`: the contract of this server as it stands.
 pub(super) async fn openapi(State(shared): State<Shared>) -> Json<Value> {
     Json(with_models(&shared.contract, &shared.engine.catalogue()))

@@ -12,6 +12,7 @@ use serde::Serialize;
 use utoipa::{IntoResponses, ToSchema};
 
 use super::json;
+use crate::domain::moves::Illegal;
 use crate::domain::violation::Violation;
 use crate::engine;
 use crate::telemetry::Metrics;
@@ -33,6 +34,10 @@ pub(super) enum Code {
     TooManyOutcomes,
     NotFound,
     MethodNotAllowed,
+    ArmNotAddressable,
+    IllegalMove,
+    RefusedForService,
+    KeyReused,
     RequestTimeout,
     Overloaded,
     LedgerUnavailable,
@@ -68,6 +73,12 @@ impl Code {
             Code::MethodNotAllowed => {
                 (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "The resource does not know this method")
             }
+            Code::ArmNotAddressable => (StatusCode::FORBIDDEN, "arm_not_addressable", "No arm may be addressed"),
+            Code::IllegalMove => (StatusCode::CONFLICT, "illegal_move", "The slots do not allow this move now"),
+            Code::RefusedForService => {
+                (StatusCode::UNPROCESSABLE_ENTITY, "refused_for_service", "It must not go into service")
+            }
+            Code::KeyReused => (StatusCode::UNPROCESSABLE_ENTITY, "key_reused", "The key was used for another request"),
             Code::RequestTimeout => (StatusCode::REQUEST_TIMEOUT, "request_timeout", "The body did not arrive in time"),
             Code::Overloaded => (StatusCode::SERVICE_UNAVAILABLE, "overloaded", "The service is at its limit"),
             Code::LedgerUnavailable => {
@@ -115,18 +126,43 @@ pub(super) enum Failing {
     Unavailable(Document<'static>),
 }
 
+/// What every move on the slots can be answered with, for the contract.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "the contract; problems are written by `Problem`")]
+pub(super) enum Moving {
+    /// No such model is in service
+    #[response(status = 404, content_type = "application/problem+json")]
+    Unknown(Document<'static>),
+    /// The slots do not allow this move now; `legal` lists those that they do
+    #[response(status = 409, content_type = "application/problem+json")]
+    Illegal(Document<'static>),
+    /// The request breaks the contract, or what it names must not go into service, for every one of `reasons`
+    #[response(status = 422, content_type = "application/problem+json")]
+    Refused(Document<'static>),
+}
+
 /// One problem. As a response it is still without a body: the outermost layer writes it, since it knows the request id.
 #[derive(Debug, Clone)]
 pub(super) struct Problem {
     code: Code,
     detail: Cow<'static, str>,
     violations: Vec<Violation>,
+    /// What only the problems of operators have.
+    refusal: Option<Box<Refusal>>,
     cause: Option<String>,
+}
+
+/// Why an operator's move was refused, and what could be done instead.
+#[derive(Debug, Clone, Default)]
+struct Refusal {
+    legal: Vec<&'static str>,
+    reasons: Vec<String>,
 }
 
 impl Problem {
     pub(super) fn new(code: Code, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self { code, detail: detail.into(), violations: Vec::new(), cause: None }
+        let detail = detail.into();
+        Self { code, detail, violations: Vec::new(), refusal: None, cause: None }
     }
 
     pub(super) fn invalid(violations: Vec<Violation>) -> Self {
@@ -167,6 +203,8 @@ impl Problem {
             detail: &self.detail,
             request_id,
             errors: self.violations.iter().map(Entry::from).collect(),
+            legal: self.refusal.as_ref().map_or(&[], |refusal| &refusal.legal),
+            reasons: self.refusal.as_ref().map_or(&[], |refusal| &refusal.reasons),
         }
     }
 
@@ -200,6 +238,24 @@ impl From<engine::Error> for Problem {
                 Problem::new(Code::UnknownModel, format!("in service: {}{meant}", known.join(", ")))
             }
             engine::Error::Invalid(violations) => Problem::invalid(violations),
+            engine::Error::NoChallenger => {
+                Problem::new(Code::ArmNotAddressable, "the other slot is empty: only the champion can be addressed")
+            }
+            engine::Error::Illegal(Illegal { why, legal }) => {
+                let detail = match legal.is_empty() {
+                    true => why,
+                    false => format!("{why}; legal now: {}", legal.join(", ")),
+                };
+                let refusal = Some(Box::new(Refusal { legal, reasons: Vec::new() }));
+                Problem { refusal, ..Problem::new(Code::IllegalMove, detail) }
+            }
+            engine::Error::Refused(reasons) => {
+                let refusal = Some(Box::new(Refusal { legal: Vec::new(), reasons }));
+                Problem { refusal, ..Problem::new(Code::RefusedForService, "nothing was changed; see reasons") }
+            }
+            engine::Error::KeyReused => {
+                Problem::new(Code::KeyReused, "take another idempotency-key for another request")
+            }
             engine::Error::LedgerOff => Problem::new(Code::NotFound, "the ledger is off: nothing is recorded"),
             engine::Error::Ledger(cause) => {
                 // What is wrong with it is logged where it begins and ends, not with every request that it concerns.
@@ -208,6 +264,9 @@ impl From<engine::Error> for Problem {
                     Code::LedgerUnavailable,
                     "the ledger is not available, and nothing goes unrecorded; try again after a second",
                 )
+            }
+            engine::Error::Unservable { source, .. } => {
+                Problem::new(Code::Internal, "the model could not be put into service").caused_by(source)
             }
             engine::Error::Model(cause) => {
                 Problem::new(Code::ModelFailed, "the model could not score this customer").caused_by(cause)
@@ -269,6 +328,14 @@ pub(super) struct Document<'p> {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schema(required = false)]
     errors: Vec<Entry<'p>>,
+    /// The moves that are legal now.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    #[schema(required = false, value_type = Vec<String>)]
+    legal: &'p [&'static str],
+    /// Every reason why something must not go into service.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    #[schema(required = false, value_type = Vec<String>)]
+    reasons: &'p [String],
 }
 
 /// One violation of the contract.

@@ -57,6 +57,7 @@ async fn answer(
 ) -> Result<Response<Body>, Problem> {
     let serving = shared.engine.serving(model)?;
     extract::media_type(&headers, &[extract::JSON])?;
+    let addressed = extract::arm(&shared, &headers)?;
     let limits = &shared.limits;
     let body = extract::whole(&headers, body, limits.body_bytes_max, limits.body_timeout()).await?;
 
@@ -65,7 +66,7 @@ async fn answer(
     let record =
         extract::record(value, |record| shared.engine.violations(&serving, record)).map_err(Problem::invalid)?;
     let parse = begun.elapsed();
-    let (decision, stages, receipt) = shared.engine.decide(&serving, &record, body.clone())?;
+    let (decision, stages, receipt) = shared.engine.decide(&serving, &record, body.clone(), addressed)?;
     let waiting = Instant::now();
     receipt.kept().await.map_err(engine::Error::from)?;
     let ledger = waiting.elapsed();

@@ -103,7 +103,7 @@ impl Server {
                 .enable_all()
                 .max_blocking_threads(batches.max(1))
                 .thread_name("mainstay-batch")
-                .on_thread_start(lower_priority)
+                .on_thread_start(|| give_way(BATCH_NICE))
                 .build()?;
             let thread = std::thread::Builder::new().name(format!("mainstay-{name}-{number}"));
             workers.push(thread.spawn(move || runtime.block_on(worker.run(receiver)))?);
@@ -138,9 +138,9 @@ impl Server {
     }
 }
 
-/// Threads that do batches give way to those that answer single customers. On failure they are just as fast.
-fn lower_priority() {
-    let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), BATCH_NICE);
+/// Lets the calling thread give way, to those that answer single customers above all. On failure it is just as fast.
+pub fn give_way(nice: i32) {
+    let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), nice);
 }
 
 /// An open connection on its way to a worker. Dropping it, wherever that happens, takes it out of the count.

@@ -6,6 +6,7 @@ mod courier;
 mod desk;
 mod error;
 mod export;
+mod journal;
 mod keys;
 mod options;
 mod outcomes;
@@ -28,6 +29,7 @@ use serde::Serialize;
 
 pub use courier::courier;
 pub use error::Error;
+pub use journal::{Answered, Change, Recalled};
 pub use options::{Options, Promise};
 pub use outcomes::{Fate, OF_DECISION_MAX, RecordedOutcome};
 pub use reader::{Inputs, Page, Recorded};
@@ -80,6 +82,8 @@ pub enum Action {
     },
     /// The ledger was copied.
     Backup,
+    /// Somebody moved models between slots, or tried to.
+    Slots(Box<Change>),
 }
 
 /// How the ledger fares.
@@ -328,7 +332,7 @@ impl Reading {
 
     /// The last `count` decisions, each with its inputs where they are there, the newest first.
     pub fn last_decisions(&self, count: usize) -> Result<Vec<Recorded>, Error> {
-        reader::last(&self.database, &self.keys, count)
+        reader::last(&self.database, &self.keys, None, count)
     }
 
     /// Writes the decisions from `from_ms` until before `to_ms` into a Parquet file: how many.

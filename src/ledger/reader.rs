@@ -127,14 +127,20 @@ pub(super) fn decision(database: &Connection, keys: &Keys, id: DecisionId) -> Re
     found.map(|found| recorded(database, keys, found)).transpose()
 }
 
-/// The last `count` decisions, the newest first.
-pub(super) fn last(database: &Connection, keys: &Keys, count: usize) -> Result<Vec<Recorded>, Error> {
+/// The last `count` decisions, of one `model` or all, the newest first.
+pub(super) fn last(
+    database: &Connection,
+    keys: &Keys,
+    model: Option<&str>,
+    count: usize,
+) -> Result<Vec<Recorded>, Error> {
     let sql = format!(
-        "SELECT {} FROM entry e LEFT JOIN version v USING (version) WHERE e.kind = 'decision' ORDER BY e.seq DESC LIMIT ?1",
+        "SELECT {} FROM entry e LEFT JOIN version v USING (version)
+         WHERE e.kind = 'decision' AND (?2 IS NULL OR v.model = ?2) ORDER BY e.seq DESC LIMIT ?1",
         store::COLUMNS
     );
     let mut statement = database.prepare(&sql)?;
-    let rows = statement.query_map([count as i64], store::read_entry)?;
+    let rows = statement.query_map(params![count as i64, model], store::read_entry)?;
     rows.map(|row| recorded(database, keys, row?)).collect()
 }
 

@@ -55,6 +55,18 @@ const MIGRATIONS: [&str; SCHEMA as usize] = ["
                e.score, e.tier, e.action, e.arm, e.body, e.sealed IS NOT NULL AS inputs_kept
         FROM entry e JOIN version v USING (version) WHERE e.kind = 'decision';
 ", "
+    -- What must last besides the records, each as a document that an entry led to: slots by model, policies by sha256.
+    CREATE TABLE state (
+        kind TEXT NOT NULL, name TEXT NOT NULL, seq INTEGER NOT NULL, document TEXT NOT NULL,
+        key_version INTEGER NOT NULL,
+        tag BLOB NOT NULL,         -- HMAC over the row
+        PRIMARY KEY (kind, name)
+    ) STRICT, WITHOUT ROWID;
+    -- Requests with a key of their caller's choice, to be answered the same when they come again.
+    CREATE TABLE answered (key TEXT PRIMARY KEY, seq INTEGER NOT NULL, fingerprint TEXT NOT NULL, answer TEXT NOT NULL) STRICT, WITHOUT ROWID;
+    CREATE INDEX answered_by_seq ON answered(seq);
+    -- Few among many decisions: found without reading those.
+    CREATE INDEX entry_actions ON entry(seq) WHERE kind = 'action';
     -- Outcomes. Finds those of a decision, and keeps one from standing twice: the digest is of its facts, or of the sender's id of it.
     CREATE UNIQUE INDEX outcome_once ON entry(json_extract(body, '$.decision_id'), digest) WHERE kind = 'outcome';
     CREATE VIEW outcomes AS

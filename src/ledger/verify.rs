@@ -153,6 +153,9 @@ pub(super) fn whole(database: &Connection, keys: &Keys, expected: Option<&str>) 
             );
         }
     }
+    for text in super::journal::problems(database, keys)? {
+        problem(&mut found.problems, text);
+    }
     for entry in misindexed(database)? {
         problem(&mut found.problems, format!("entry {entry}: the index of customers does not have it as it is"));
     }

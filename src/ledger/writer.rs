@@ -13,7 +13,7 @@ use super::desk::Desk;
 use super::keys::{Keys, Pseudonym, hex};
 use super::record::Draft;
 use super::store::{self, Head};
-use super::{Action, Error, Promise};
+use super::{Action, Change, Error, Promise};
 
 /// Records of one commit.
 const GROUP_MAX: usize = 4_096;
@@ -33,6 +33,7 @@ pub(super) enum Command {
     Act { action: Action, reply: SyncSender<Result<(), Error>> },
     Erase { customers: Vec<Pseudonym>, reply: SyncSender<Result<bool, Error>> },
     RotateKeys { reply: SyncSender<Result<u32, Error>> },
+    Change { change: Box<Change>, reply: SyncSender<Result<i64, Error>> },
     Close,
 }
 
@@ -103,6 +104,7 @@ impl Writer {
                 Some(Command::Act { action, reply }) => drop(reply.send(self.act(&action))),
                 Some(Command::Erase { customers, reply }) => drop(reply.send(self.erase(&customers))),
                 Some(Command::RotateKeys { reply }) => drop(reply.send(self.rotate_keys())),
+                Some(Command::Change { change, reply }) => drop(reply.send(self.change(&change))),
                 Some(Command::Close) => {
                     // So that the database file is whole by itself, for who copies it.
                     self.scrub = true;

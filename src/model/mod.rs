@@ -50,9 +50,17 @@ pub enum Error {
         /// Why it cannot be used.
         problem: String,
     },
-    /// ONNX Runtime refused a graph or a run.
+    /// ONNX Runtime refused a graph.
     #[error("ONNX Runtime: {0}")]
     Runtime(String),
+    /// A run of the graph failed.
+    #[error("a run of the graph failed: {code}")]
+    Run {
+        /// The kind of failure, as ONNX Runtime names it.
+        code: String,
+        /// Its message. It may quote values of the row, so it is not for a log.
+        detail: String,
+    },
     /// The model answered with something that is no probability.
     #[error("the model answered with something that is no probability")]
     NotAProbability,

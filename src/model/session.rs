@@ -56,7 +56,8 @@ impl Runtime {
             .with_telemetry(false)
             .build()
             .map_err(|error| unusable(chain(&error)))?;
-        environment.set_log_level(ort::logging::LogLevel::Error);
+        // It tells every failure to the caller too, and would write text of its own between the lines of the log.
+        environment.set_log_level(ort::logging::LogLevel::Fatal);
         Ok(RUNTIME.get_or_init(|| Runtime { environment, library: path.to_owned() }))
     }
 
@@ -79,6 +80,10 @@ fn chain(error: &dyn std::error::Error) -> String {
 
 fn runtime_error(error: impl std::error::Error) -> Error {
     Error::Runtime(chain(&error))
+}
+
+fn run_error(error: ort::Error) -> Error {
+    Error::Run { code: format!("{:?}", error.code()), detail: chain(&error) }
 }
 
 /// One session that runs on the thread that calls it.
@@ -123,9 +128,9 @@ impl Lane {
     /// Runs the graph over `rows`, row-major, and gives `each` the raw probability of every row in order.
     pub(super) fn run(&mut self, rows: &[f32], mut each: impl FnMut(f32)) -> Result<(), Error> {
         let count = rows.len() / self.columns;
-        let input = TensorRef::from_array_view(([count, self.columns], rows)).map_err(runtime_error)?;
-        let outputs = self.session.run_with_options(ort::inputs![input], &self.options).map_err(runtime_error)?;
-        let (_, probabilities) = outputs[0].try_extract_tensor::<f32>().map_err(runtime_error)?;
+        let input = TensorRef::from_array_view(([count, self.columns], rows)).map_err(run_error)?;
+        let outputs = self.session.run_with_options(ort::inputs![input], &self.options).map_err(run_error)?;
+        let (_, probabilities) = outputs[0].try_extract_tensor::<f32>().map_err(run_error)?;
         if probabilities.len() != count * self.output_columns {
             return Err(Error::Runtime(format!("{} values for {count} rows", probabilities.len())));
         }

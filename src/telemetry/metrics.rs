@@ -1,7 +1,8 @@
 //! The catalogue: every metric with its unit, its help and its labels, which are enums or come from loaded models, so that
 //! no caller can make new series. Handles are registered once; recording is an atomic operation or two.
 
-use std::sync::OnceLock;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use metrics::{
@@ -25,6 +26,9 @@ const PROBE_ROW: &str = "mainstay_model_probe_row_seconds";
 const LEDGER_RECORDS: &str = "mainstay_ledger_records_total";
 const LEDGER_FAILED: &str = "mainstay_ledger_commits_failed_total";
 const LEDGER_WAITING: &str = "mainstay_ledger_records_waiting";
+const ROLLOUT_SHARE: &str = "mainstay_rollout_share";
+const ROLLOUT_GUARDRAIL: &str = "mainstay_rollout_guardrail";
+const ROLLOUT_MOVES: &str = "mainstay_rollout_moves_total";
 const BUILD_INFO: &str = "mainstay_build_info";
 
 /// Edges of the request histogram in seconds; 0.1 is the SLO and has to be an edge, or its share could not be counted.
@@ -46,6 +50,8 @@ pub enum Route {
     Models,
     /// Decisions on record, customers.
     Records,
+    /// Slots, rollouts, policies.
+    Slots,
     /// Outcomes to be put on record.
     Outcomes,
     /// Contract and its page.
@@ -57,11 +63,12 @@ pub enum Route {
 }
 
 impl Route {
-    const ALL: [(Route, &'static str); 8] = [
+    const ALL: [(Route, &'static str); 9] = [
         (Route::Score, "score"),
         (Route::Batch, "batch"),
         (Route::Models, "models"),
         (Route::Records, "records"),
+        (Route::Slots, "slots"),
         (Route::Outcomes, "outcomes"),
         (Route::Docs, "docs"),
         (Route::Health, "health"),
@@ -96,7 +103,7 @@ impl Stage {
 }
 
 /// The statuses that the service answers with; any other is counted under its class.
-const STATUSES: [u16; 16] = [200, 303, 400, 404, 405, 406, 408, 409, 413, 415, 422, 429, 500, 503, 504, 0];
+const STATUSES: [u16; 17] = [200, 303, 400, 403, 404, 405, 406, 408, 409, 413, 415, 422, 429, 500, 503, 504, 0];
 
 /// The metrics of one running service. It owns its recorder: two services in one process do not mix.
 pub struct Metrics {
@@ -106,7 +113,11 @@ pub struct Metrics {
     handles: Handles,
     /// Registered when first counted, so that the exposition is not mostly zeros.
     requests: [[OnceLock<Counter>; STATUSES.len()]; Route::ALL.len()],
+    /// The roles that each version has had: a series cannot be taken back, only set to 0.
+    roles: Mutex<Roles>,
 }
+
+type Roles = BTreeMap<(String, String), BTreeSet<&'static str>>;
 
 /// What is always there.
 struct Handles {
@@ -161,7 +172,13 @@ impl Metrics {
             describe_histogram!(STAGE_DURATION, Unit::Seconds, "Time of one stage of a single decision");
             describe_counter!(DECISIONS, "Decisions, by model, version and tier");
             describe_counter!(OUTCOMES, "Facts of outcomes put on record, by fact");
-            describe_gauge!(MODEL_INFO, "1 for each model in service");
+            describe_gauge!(MODEL_INFO, "1 for each loaded model in the role that it has, 0 for one that it had");
+            describe_gauge!(ROLLOUT_SHARE, "Share of requests that a challenger takes part in, 0 without a rollout");
+            describe_gauge!(
+                ROLLOUT_GUARDRAIL,
+                "1 for a guardrail that passes, 0 for one that holds, -1 for a broken one"
+            );
+            describe_counter!(ROLLOUT_MOVES, "Moves that rollouts made by themselves, by verb");
             describe_gauge!(PROBE_ROW, Unit::Seconds, "Time of one row, measured by the probe");
             describe_counter!(LEDGER_RECORDS, "Records in the ledger since it began");
             describe_counter!(LEDGER_FAILED, "Groups of records that could not be written");
@@ -170,7 +187,14 @@ impl Metrics {
             gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
         });
         let handles = Handles::register(&recorder);
-        Self { handle: recorder.handle(), recorder, process, handles, requests: Default::default() }
+        Self {
+            handle: recorder.handle(),
+            recorder,
+            process,
+            handles,
+            requests: Default::default(),
+            roles: Mutex::default(),
+        }
     }
 
     /// A request was answered with `status` after `duration`.
@@ -225,16 +249,44 @@ impl Metrics {
         self.register(|| counter!(OUTCOMES, "fact" => fact.name())).increment(1);
     }
 
-    /// A model went into service; its probe measured a median row of `row_p50_us` and a p99 of `row_p99_us` microseconds.
-    pub fn model_in_service(&self, model: &str, version: &str, role: &'static str, row_p50_us: f64, row_p99_us: f64) {
+    /// A model is loaded in `role`, or not loaded any more; its probe measured a median row of `row_p50_us` and a p99 of
+    /// `row_p99_us` microseconds.
+    pub fn model(&self, model: &str, version: &str, role: Option<&'static str>, row_p50_us: f64, row_p99_us: f64) {
         let labels = [("model", model.to_owned()), ("version", version.to_owned())];
+        let labelled = |name: &'static str, value: &str| [labels.as_slice(), &[(name, value.to_owned())]].concat();
+        let mut known = self.roles.lock().unwrap_or_else(PoisonError::into_inner);
+        let roles = known.entry((model.to_owned(), version.to_owned())).or_default();
         self.register(|| {
-            gauge!(MODEL_INFO, [labels.as_slice(), &[("role", role.to_owned())]].concat().as_slice()).set(1.0);
-            for (percentile, value) in [("50", row_p50_us), ("99", row_p99_us)] {
-                gauge!(PROBE_ROW, [labels.as_slice(), &[("percentile", percentile.to_owned())]].concat().as_slice())
-                    .set(value / 1e6);
+            for earlier in roles.iter().filter(|earlier| Some(**earlier) != role) {
+                gauge!(MODEL_INFO, labelled("role", earlier).as_slice()).set(0.0);
+            }
+            if let Some(role) = role {
+                gauge!(MODEL_INFO, labelled("role", role).as_slice()).set(1.0);
+                for (percentile, value) in [("50", row_p50_us), ("99", row_p99_us)] {
+                    gauge!(PROBE_ROW, labelled("percentile", percentile).as_slice()).set(value / 1e6);
+                }
             }
         });
+        roles.extend(role);
+    }
+
+    /// A challenger of `model` takes part in `share` of the requests.
+    pub fn rollout_share(&self, model: &str, share: f64) {
+        self.register(|| gauge!(ROLLOUT_SHARE, "model" => model.to_owned()).set(share));
+    }
+
+    /// How the guardrails of a rollout stand: each by its name, with 1, 0 or -1.
+    pub fn guardrails<'g>(&self, model: &str, readings: impl Iterator<Item = (&'g str, f64)>) {
+        self.register(|| {
+            for (guardrail, value) in readings {
+                gauge!(ROLLOUT_GUARDRAIL, "model" => model.to_owned(), "guardrail" => guardrail.to_owned()).set(value);
+            }
+        });
+    }
+
+    /// A rollout of `model` moved by itself.
+    pub fn rollout_moved(&self, model: &str, verb: &'static str) {
+        self.register(|| counter!(ROLLOUT_MOVES, "model" => model.to_owned(), "verb" => verb)).increment(1);
     }
 
     /// How the ledger fares: records, failed commits, and records in wait.
@@ -277,7 +329,8 @@ mod tests {
         metrics.problem("invalid_request");
         metrics.outcome(Fact::Retained);
         metrics.decisions("telco-churn", "1.0.0", "high").increment(3);
-        metrics.model_in_service("telco-churn", "1.0.0", "champion", 8.0, 9.0);
+        metrics.model("telco-churn", "1.0.0", Some("staged"), 8.0, 9.0);
+        metrics.model("telco-churn", "1.0.0", Some("champion"), 8.0, 9.0);
         let text = metrics.render();
         for line in [
             "mainstay_http_request_duration_seconds_bucket{route=\"score\",le=\"0.1\"} 1",
@@ -287,6 +340,7 @@ mod tests {
             "mainstay_outcomes_total{fact=\"retained\"} 1",
             "mainstay_decisions_total{model=\"telco-churn\",version=\"1.0.0\",tier=\"high\"} 3",
             "mainstay_model_info{model=\"telco-churn\",version=\"1.0.0\",role=\"champion\"} 1",
+            "mainstay_model_info{model=\"telco-churn\",version=\"1.0.0\",role=\"staged\"} 0",
         ] {
             assert!(text.lines().any(|found| found == line), "no line {line} in\n{text}");
         }

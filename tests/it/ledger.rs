@@ -165,47 +165,47 @@ async fn every_kind_of_tampering_is_found() {
     let (directory, ledger) = some().await;
     assert_eq!(problems(&ledger), Vec::<String>::new());
     let head = Reading::open(&ledger).expect("a ledger").verify(None).expect("verified").head;
-    // Entry 1 is the start of the service, 2 to 7 are decisions, 8 is its stop.
+    // Entry 1 is the start of the service, 2 and 3 put its models into their slots, 4 to 9 are decisions, 10 is its stop.
     for (what, sql, told) in [
-        ("a changed score", "UPDATE entry SET score = score / 2 WHERE seq = 4", "entry 4: is not what was written"),
-        ("a changed tier", "UPDATE entry SET tier = 'low' WHERE seq = 4", "entry 4: is not what was written"),
-        ("a changed time", "UPDATE entry SET at_ms = at_ms + 1 WHERE seq = 4", "entry 4: is not what was written"),
+        ("a changed score", "UPDATE entry SET score = score / 2 WHERE seq = 6", "entry 6: is not what was written"),
+        ("a changed tier", "UPDATE entry SET tier = 'low' WHERE seq = 6", "entry 6: is not what was written"),
+        ("a changed time", "UPDATE entry SET at_ms = at_ms + 1 WHERE seq = 6", "entry 6: is not what was written"),
         (
             "a changed body",
-            "UPDATE entry SET body = '{\"holdout\":true}' WHERE seq = 4",
-            "entry 4: is not what was written",
+            "UPDATE entry SET body = '{\"holdout\":true}' WHERE seq = 6",
+            "entry 6: is not what was written",
         ),
-        ("changed inputs", "UPDATE entry SET sealed = zeroblob(100) WHERE seq = 4", "entry 4: is not what was written"),
-        ("a changed link", "UPDATE entry SET link = zeroblob(32) WHERE seq = 4", "entry 4: is not what was written"),
+        ("changed inputs", "UPDATE entry SET sealed = zeroblob(100) WHERE seq = 6", "entry 6: is not what was written"),
+        ("a changed link", "UPDATE entry SET link = zeroblob(32) WHERE seq = 6", "entry 6: is not what was written"),
         (
             "another customer",
-            "UPDATE entry SET customer = (SELECT customer FROM entry WHERE seq = 5) WHERE seq = 4",
-            "entry 4",
+            "UPDATE entry SET customer = (SELECT customer FROM entry WHERE seq = 7) WHERE seq = 6",
+            "entry 6",
         ),
         ("a changed policy", "UPDATE version SET policy_document = ''", "the versions that it refers to were changed"),
-        ("a removed entry", "DELETE FROM entry WHERE seq = 4", "entries 4 to 4 are missing"),
-        ("a cut end", "DELETE FROM entry WHERE seq >= 7", "entries 7 to 8 are missing at the end"),
-        ("a cut beginning", "DELETE FROM entry WHERE seq <= 2", "entries 1 to 2 are missing"),
+        ("a removed entry", "DELETE FROM entry WHERE seq = 6", "entries 6 to 6 are missing"),
+        ("a cut end", "DELETE FROM entry WHERE seq >= 9", "entries 9 to 10 are missing at the end"),
+        ("a cut beginning", "DELETE FROM entry WHERE seq <= 4", "entries 1 to 4 are missing"),
         (
             "a cut end and no mark",
-            "DELETE FROM entry WHERE seq >= 7; DELETE FROM meta WHERE key = 'head'",
+            "DELETE FROM entry WHERE seq >= 9; DELETE FROM meta WHERE key = 'head'",
             "the mark of the end is missing",
         ),
         ("a changed mark", "UPDATE meta SET value = zeroblob(76) WHERE key = 'head'", "the mark \"head\" was changed"),
         (
             "swapped entries",
-            "UPDATE entry SET seq = 99 WHERE seq = 4; UPDATE entry SET seq = 4 WHERE seq = 5; UPDATE entry SET seq = 5 WHERE seq = 99",
-            "entry 4: is not",
+            "UPDATE entry SET seq = 99 WHERE seq = 6; UPDATE entry SET seq = 6 WHERE seq = 7; UPDATE entry SET seq = 7 WHERE seq = 99",
+            "entry 6: is not",
         ),
         (
             "an inserted entry",
-            "UPDATE entry SET seq = -seq WHERE seq > 4; UPDATE entry SET seq = 1 - seq WHERE seq < 0; INSERT INTO entry SELECT 5, kind, at_ms, id, customer, version, score, tier, action, arm, body, digest, sealed, key_version, link FROM entry WHERE seq = 4",
-            "entry 5: is not",
+            "UPDATE entry SET seq = -seq WHERE seq > 6; UPDATE entry SET seq = 1 - seq WHERE seq < 0; INSERT INTO entry SELECT 7, kind, at_ms, id, customer, version, score, tier, action, arm, body, digest, sealed, key_version, link FROM entry WHERE seq = 6",
+            "entry 7: is not",
         ),
         (
             "an appended entry",
-            "INSERT INTO entry SELECT 9, kind, at_ms, id, customer, version, score, tier, action, arm, body, digest, sealed, key_version, link FROM entry WHERE seq = 8",
-            "entry 9: is not",
+            "INSERT INTO entry SELECT 11, kind, at_ms, id, customer, version, score, tier, action, arm, body, digest, sealed, key_version, link FROM entry WHERE seq = 10",
+            "entry 11: is not",
         ),
         (
             "a destroyed key",
@@ -214,14 +214,26 @@ async fn every_kind_of_tampering_is_found() {
         ),
         (
             "an index that hides",
-            "DELETE FROM customer_entry WHERE seq = 4; INSERT OR REPLACE INTO meta VALUES ('indexed', x'0800000000000000')",
-            "entry 4: the index",
+            "DELETE FROM customer_entry WHERE seq = 6; INSERT OR REPLACE INTO meta VALUES ('indexed', x'0a00000000000000')",
+            "entry 6: the index",
         ),
-        ("everything removed", "DELETE FROM entry", "entries 1 to 8 are missing at the end"),
+        (
+            "changed slots",
+            "UPDATE state SET document = replace(document, 'champion', 'standby') WHERE name = 'telco-churn'",
+            "the slots of \"telco-churn\" were changed",
+        ),
+        (
+            "slots of another model",
+            "UPDATE state SET (seq, document, key_version, tag) = (SELECT seq, document, key_version, tag FROM state WHERE name = 'mlc-churn') WHERE name = 'telco-churn'",
+            "the slots of \"telco-churn\" were changed",
+        ),
+        ("removed slots", "DELETE FROM state WHERE kind = 'slots'", "are not those of entry 2"),
+        ("a changed policy in force", "UPDATE state SET document = '' WHERE kind = 'policy'", "the policy of"),
+        ("everything removed", "DELETE FROM entry", "entries 1 to 10 are missing at the end"),
         (
             "a wrong type",
-            "PRAGMA ignore_check_constraints = 1; UPDATE entry SET id = zeroblob(3) WHERE seq = 4",
-            "entry 4: is not",
+            "PRAGMA ignore_check_constraints = 1; UPDATE entry SET id = zeroblob(3) WHERE seq = 6",
+            "entry 6: is not",
         ),
     ] {
         let broken = directory.path().join("broken");
@@ -351,7 +363,7 @@ async fn a_backup_is_restored_whole_or_not_at_all() {
     assert_eq!((status(&first).await, status(&second).await), (200, 404));
     drop(service);
     let broken = Connection::open(&backup).expect("the backup");
-    broken.execute("UPDATE entry SET tier = 'low' WHERE seq = 2", []).expect("changed");
+    broken.execute("UPDATE entry SET tier = 'low' WHERE seq = 4", []).expect("changed");
     drop(broken);
     let (code, text) = mainstay(&ledger, &["ledger", "restore", backup_path]);
     assert!(code == 65 && text.contains("nothing was changed"), "{text}");

@@ -251,7 +251,8 @@ async fn every_promise_but_off_tells_what_became_of_it() {
     }
 }
 
-/// A ledger of two decisions, each with two outcomes, and of a service that stopped. Entries: start, 2 decisions, 4 outcomes, stop.
+/// A ledger of two decisions, each with two outcomes, and of a service that stopped. Entries: start, the slots of 2 models, 2 decisions,
+/// 4 outcomes, stop.
 async fn some(ledger: &Path) -> Vec<(Value, String)> {
     let service = Service::start_in(ledger, &[]);
     let decisions = vec![decided(&service, "a").await, decided(&service, "b").await];
@@ -270,19 +271,19 @@ async fn tampering_with_outcomes_is_found() {
     assert_eq!(problems(&ledger), Vec::<String>::new());
     assert_eq!(Reading::open(&ledger).expect("a ledger").verify(None).expect("verified").outcomes, 4);
     for (what, sql, told) in [
-        ("a changed fact", "UPDATE entry SET body = replace(body, 'false', 'true') WHERE seq = 4", "entry 4: is not what was written"),
+        ("a changed fact", "UPDATE entry SET body = replace(body, 'false', 'true') WHERE seq = 6", "entry 6: is not what was written"),
         (
             "another decision",
-            "UPDATE entry SET body = json_set(body, '$.decision_id', (SELECT json_extract(body, '$.decision_id') FROM entry WHERE seq = 6)), digest = x'00' WHERE seq = 4",
-            "entry 4: is not what was written",
+            "UPDATE entry SET body = json_set(body, '$.decision_id', (SELECT json_extract(body, '$.decision_id') FROM entry WHERE seq = 8)), digest = x'00' WHERE seq = 6",
+            "entry 6: is not what was written",
         ),
-        ("another customer", "UPDATE entry SET customer = (SELECT customer FROM entry WHERE seq = 3) WHERE seq = 4", "entry 4: is not what was written"),
-        ("another digest, so that it could be recorded twice", "UPDATE entry SET digest = zeroblob(16) WHERE seq = 4", "entry 4: is not what was written"),
-        ("a removed outcome", "DELETE FROM entry WHERE seq = 5", "entries 5 to 5 are missing"),
+        ("another customer", "UPDATE entry SET customer = (SELECT customer FROM entry WHERE seq = 5) WHERE seq = 6", "entry 6: is not what was written"),
+        ("another digest, so that it could be recorded twice", "UPDATE entry SET digest = zeroblob(16) WHERE seq = 6", "entry 6: is not what was written"),
+        ("a removed outcome", "DELETE FROM entry WHERE seq = 7", "entries 7 to 7 are missing"),
         (
             "an added outcome",
-            "INSERT INTO entry SELECT 9, kind, at_ms, id, customer, version, score, tier, action, arm, replace(body, 'false', 'true'), zeroblob(16), sealed, key_version, link FROM entry WHERE seq = 4",
-            "entry 9: is not what was written",
+            "INSERT INTO entry SELECT 11, kind, at_ms, id, customer, version, score, tier, action, arm, replace(body, 'false', 'true'), zeroblob(16), sealed, key_version, link FROM entry WHERE seq = 6",
+            "entry 11: is not what was written",
         ),
         ("no index", "DROP INDEX outcome_once", "the index of outcomes has others than the chain"),
         (
@@ -291,21 +292,21 @@ async fn tampering_with_outcomes_is_found() {
              PRAGMA writable_schema = 1;
              CREATE TEMP TABLE two AS SELECT name, rootpage FROM sqlite_schema WHERE name IN ('other', 'outcome_once');
              UPDATE sqlite_schema SET rootpage = (SELECT rootpage FROM two WHERE two.name <> sqlite_schema.name) WHERE name IN ('other', 'outcome_once')",
-            "entry 4: the index of outcomes does not have it as it is",
+            "entry 6: the index of outcomes does not have it as it is",
         ),
         (
             "an index of something else",
             "PRAGMA writable_schema = 1;
              UPDATE sqlite_schema SET sql = replace(sql, '''outcome''', '''other''') WHERE name = 'outcome_once'",
-            "entry 4: the index of outcomes does not have it as it is",
+            "entry 6: the index of outcomes does not have it as it is",
         ),
         (
             "an index that finds one too many",
-            "INSERT INTO entry SELECT 9, kind, at_ms, id, customer, version, score, tier, action, arm, body, zeroblob(16), sealed, key_version, link FROM entry WHERE seq = 4;
+            "INSERT INTO entry SELECT 11, kind, at_ms, id, customer, version, score, tier, action, arm, body, zeroblob(16), sealed, key_version, link FROM entry WHERE seq = 6;
              PRAGMA writable_schema = 1;
              UPDATE sqlite_schema SET sql = replace(sql, '''outcome''', '''other''') WHERE name = 'outcome_once';
              PRAGMA writable_schema = RESET;
-             DELETE FROM entry WHERE seq = 9;
+             DELETE FROM entry WHERE seq = 11;
              PRAGMA writable_schema = 1;
              UPDATE sqlite_schema SET sql = replace(sql, '''other''', '''outcome''') WHERE name = 'outcome_once'",
             "the index of outcomes has others than the chain",
@@ -354,7 +355,7 @@ async fn outcomes_outlive_a_restart_a_backup_and_a_ledger_of_before() {
     let decision = decided(&service, "a").await;
     drop(service);
     let database = Connection::open(ledger.join("ledger.db")).expect("the database");
-    database.execute_batch("DROP VIEW outcomes; DROP INDEX outcome_once; PRAGMA user_version = 1").expect("older");
+    database.execute_batch("DROP VIEW outcomes; DROP INDEX outcome_once; DROP TABLE state; DROP TABLE answered; DROP INDEX entry_actions; PRAGMA user_version = 1").expect("older");
     drop(database);
     assert_eq!(problems(&ledger), Vec::<String>::new());
     let service = Service::start_in(&ledger, &[]);
@@ -390,11 +391,11 @@ async fn outcomes_are_exported_under_pseudonyms() {
     let file = SerializedFileReader::new(std::fs::File::open(path).expect("the file")).expect("Parquet");
     let rows: Vec<String> = file.get_row_iter(None).expect("rows").map(|row| row.expect("a row").to_string()).collect();
     assert!(
-        rows[0].contains("seq: 4") && rows[0].contains("churned: false, converted: null, revenue: null"),
+        rows[0].contains("seq: 6") && rows[0].contains("churned: false, converted: null, revenue: null"),
         "{rows:?}"
     );
     assert!(
-        rows[1].contains("seq: 5") && rows[1].contains("churned: null, converted: null, revenue: 7.000000"),
+        rows[1].contains("seq: 7") && rows[1].contains("churned: null, converted: null, revenue: 7.000000"),
         "{rows:?}"
     );
     assert!(rows[3].contains(decisions[1].0.as_str().expect("an id")), "{rows:?}");

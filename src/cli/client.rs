@@ -1,0 +1,77 @@
+//! One HTTP request to a running service, by hand: the program needs no client otherwise.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use anyhow::Context;
+
+/// How long a move may take: a large model with a long replay takes minutes.
+const PATIENCE: Duration = Duration::from_secs(600);
+/// The largest answer that is read.
+const ANSWER_BYTES_MAX: u64 = 16 << 20;
+
+/// What the service refused, in its own words.
+#[derive(Debug, thiserror::Error)]
+#[error("{title}: {detail}{list}", list = reasons.iter().map(|reason| format!("\n  - {reason}")).collect::<String>())]
+pub(super) struct Refused {
+    title: String,
+    detail: String,
+    reasons: Vec<String>,
+}
+
+/// Posts `body` to the admin plane at `address`, with a key for a request that is to be done once: the answer.
+///
+/// Errors: [`Refused`] with what the service says.
+pub(super) fn post(address: SocketAddr, path: &str, body: &str, key: Option<&str>) -> anyhow::Result<String> {
+    let key = key.map_or(String::new(), |key| format!("idempotency-key: {key}\r\n"));
+    checked(call(address, "POST", path, &key, body, PATIENCE)?)
+}
+
+/// Gets `path` from the admin plane at `address`.
+pub(super) fn get(address: SocketAddr, path: &str) -> anyhow::Result<String> {
+    checked(call(address, "GET", path, "", "", PATIENCE)?)
+}
+
+fn checked((status, answer): (u16, String)) -> anyhow::Result<String> {
+    if status == 200 {
+        return Ok(answer);
+    }
+    let problem: serde_json::Value = serde_json::from_str(&answer).unwrap_or_default();
+    let text = |name: &str| problem[name].as_str().unwrap_or_default().to_owned();
+    let list = |name: &str| problem[name].as_array().cloned().unwrap_or_default();
+    let mut reasons: Vec<String> = list("reasons").iter().filter_map(|reason| Some(reason.as_str()?.into())).collect();
+    reasons.extend(list("errors").iter().map(|error| error["detail"].as_str().unwrap_or_default().to_owned()));
+    let title = if problem.is_null() { format!("the service answered {status}") } else { text("title") };
+    Err(Refused { title, detail: text("detail"), reasons }.into())
+}
+
+/// The status and the body; `headers` are whole lines.
+pub(super) fn call(
+    mut address: SocketAddr,
+    method: &str,
+    path: &str,
+    headers: &str,
+    body: &str,
+    patience: Duration,
+) -> anyhow::Result<(u16, String)> {
+    if address.ip().is_unspecified() {
+        address.set_ip(match address {
+            SocketAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
+            SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    let connect = TcpStream::connect_timeout(&address, Duration::from_secs(2));
+    let mut stream = connect.with_context(|| format!("nothing listens on {address}: does the service run?"))?;
+    stream.set_read_timeout(Some(patience))?;
+    let head = format!(
+        "{method} {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n{headers}content-type: application/json\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(format!("{head}{body}").as_bytes())?;
+    let mut answer = String::new();
+    stream.take(ANSWER_BYTES_MAX).read_to_string(&mut answer).with_context(|| format!("no answer from {address}"))?;
+    let (head, body) = answer.split_once("\r\n\r\n").with_context(|| format!("no HTTP from {address}"))?;
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+    Ok((status.with_context(|| format!("no HTTP from {address}"))?, body.to_owned()))
+}

@@ -1,0 +1,293 @@
+//! The verbs of the command line about slots, rollouts and policies: a thin client of the admin plane, with tables for people.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+
+use super::table::{aligned, comparison, row, table};
+use super::{Configured, client, write_out};
+
+#[derive(Debug, Args)]
+pub(super) struct Show {
+    /// The model; all without it
+    model: Option<String>,
+    #[command(flatten)]
+    out: Out,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct History {
+    /// The model
+    model: String,
+    /// At most so many moves
+    #[arg(long, default_value_t = 20)]
+    limit: usize,
+    #[command(flatten)]
+    out: Out,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Stage {
+    /// The model
+    model: String,
+    /// The version: its bundle stands in models.dir
+    version: String,
+    /// Make so many of the last recorded decisions again by both models, and tell the differences
+    #[arg(long, value_name = "COUNT", default_value_t = 0)]
+    replay: usize,
+    /// Stage it although it refuses requests that are legal now
+    #[arg(long)]
+    allow_breaking: bool,
+    #[command(flatten)]
+    asked: Asked,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Promote {
+    /// The model
+    model: String,
+    /// Although its rollout has not passed to its end
+    #[arg(long)]
+    force: bool,
+    #[command(flatten)]
+    asked: Asked,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Plain {
+    /// The model
+    model: String,
+    #[command(flatten)]
+    asked: Asked,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Rollout {
+    /// Put the staged model under trial
+    Start {
+        /// The model
+        model: String,
+        /// Only score a sample beside the champion
+        #[arg(long)]
+        shadow: bool,
+        /// Promote it without a person when it has passed to its end
+        #[arg(long)]
+        promote: bool,
+        /// Other steps: SHARE:SECONDS, such as 0.01:600,0.25:600,1:600
+        #[arg(long, value_delimiter = ',', value_parser = step)]
+        steps: Vec<(f64, u64)>,
+        #[command(flatten)]
+        asked: Asked,
+    },
+    /// Keep it at its step; the guardrails hold all the same
+    Pause(Plain),
+    /// Let it go on
+    Resume(Plain),
+    /// Go to its next step, whatever its verdict
+    Advance(Plain),
+    /// End it: the challenger loses its share
+    Abort(Plain),
+    /// Agree to a promotion
+    Approve {
+        /// The model
+        model: String,
+        /// In which role, one of rollouts.approvals
+        role: String,
+        #[command(flatten)]
+        asked: Asked,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Policy {
+    /// Tell what a policy would make of recorded decisions; nothing changes
+    Try {
+        /// The model
+        model: String,
+        /// The policy document
+        file: PathBuf,
+        /// On how many of the last decisions
+        #[arg(long, default_value_t = 1_000)]
+        last: usize,
+        #[command(flatten)]
+        out: Out,
+    },
+    /// Put a policy into force
+    Apply {
+        /// The model
+        model: String,
+        /// The policy document
+        file: PathBuf,
+        #[command(flatten)]
+        asked: Asked,
+    },
+    /// Go back to the policy before
+    Undo(Plain),
+}
+
+/// Who asks, and why.
+#[derive(Debug, Args)]
+pub(super) struct Asked {
+    /// Who asks: it stands on record
+    #[arg(long, env = "USER", default_value = "unknown")]
+    by: String,
+    /// Why: it stands on record
+    #[arg(long, default_value = "")]
+    why: String,
+    /// A key of your choice: the same request with the same key is done once
+    #[arg(long)]
+    key: Option<String>,
+    #[command(flatten)]
+    out: Out,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Out {
+    /// Write the answer of the service as it is
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    configured: Configured,
+}
+
+fn step(text: &str) -> Result<(f64, u64), String> {
+    let expected = || "expected SHARE:SECONDS, such as 0.05:600".to_owned();
+    let (share, seconds) = text.split_once(':').ok_or_else(expected)?;
+    Ok((share.trim().parse().map_err(|_| expected())?, seconds.trim().parse().map_err(|_| expected())?))
+}
+
+impl Out {
+    fn admin(&mut self) -> anyhow::Result<SocketAddr> {
+        let configured = std::mem::take(&mut self.configured);
+        Ok(configured.load()?.admin.listen)
+    }
+
+    fn write(&self, answer: &str, text: impl Fn(&Value) -> String) -> anyhow::Result<()> {
+        if self.json {
+            return write_out(&format!("{}\n", answer.trim_end()));
+        }
+        write_out(&text(&serde_json::from_str(answer).context("the service did not answer with JSON")?))
+    }
+}
+
+impl Show {
+    pub(super) fn run(mut self) -> anyhow::Result<()> {
+        let address = self.out.admin()?;
+        let answer = client::get(address, "/v1/slots")?;
+        let mut listed: Value = serde_json::from_str(&answer).context("the service did not answer with JSON")?;
+        if let (Some(model), Some(models)) = (&self.model, listed["models"].as_array_mut()) {
+            models.retain(|slots| slots["model"] == **model);
+            // The service knows best what was meant instead.
+            if models.is_empty() {
+                client::get(address, &format!("/v1/slots/{model}"))?;
+            }
+        }
+        self.out.write(&listed.to_string(), |answer| {
+            let models = answer["models"].as_array().into_iter().flatten();
+            models.map(table).collect::<Vec<_>>().join("\n")
+        })
+    }
+}
+
+impl History {
+    pub(super) fn run(mut self) -> anyhow::Result<()> {
+        let path = format!("/v1/slots/{}/history?limit={}", self.model, self.limit);
+        let answer = client::get(self.out.admin()?, &path)?;
+        self.out.write(&answer, |answer| {
+            let head = row(&["record", "at", "verb", "by", "result", "why"]);
+            let moves = answer["moves"].as_array().into_iter().flatten();
+            let lines = moves.map(|made| {
+                let seq = made["seq"].to_string();
+                let text = |name: &str| made[name].as_str().unwrap_or_default();
+                row(&[&seq, text("at"), text("verb"), text("by"), text("result"), text("why")])
+            });
+            aligned(std::iter::once(head).chain(lines).collect())
+        })
+    }
+}
+
+impl Stage {
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        let body = json!({"version": self.version, "replay_last": self.replay, "allow_breaking": self.allow_breaking});
+        self.asked.ask(&self.model, "stage", body)
+    }
+}
+
+impl Promote {
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        self.asked.ask(&self.model, "promote", json!({"force": self.force}))
+    }
+}
+
+impl Plain {
+    pub(super) fn run(self, verb: &str) -> anyhow::Result<()> {
+        self.asked.ask(&self.model, verb, json!({}))
+    }
+}
+
+impl Rollout {
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        match self {
+            Rollout::Start { model, shadow, promote, steps, asked } => {
+                let exposure = if shadow { "shadow" } else { "canary" };
+                let mut body = json!({"mode": exposure});
+                if promote {
+                    body["promote"] = json!(true);
+                }
+                if !steps.is_empty() {
+                    let step = |(share, bake_secs): &(f64, u64)| json!({"exposure": exposure, "share": share, "bake_secs": bake_secs});
+                    body["steps"] = steps.iter().map(step).collect();
+                }
+                asked.ask(&model, "start", body)
+            }
+            Rollout::Pause(plain) => plain.run("pause"),
+            Rollout::Resume(plain) => plain.run("resume"),
+            Rollout::Advance(plain) => plain.run("advance"),
+            Rollout::Abort(plain) => plain.run("abort"),
+            Rollout::Approve { model, role, asked } => asked.ask(&model, "approve", json!({"role": role})),
+        }
+    }
+}
+
+impl Policy {
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        let read = |file: &Path| {
+            std::fs::read_to_string(file).with_context(|| format!("cannot read the policy {}", file.display()))
+        };
+        match self {
+            Policy::Try { model, file, last, mut out } => {
+                let body = json!({"document": read(&file)?, "last": last}).to_string();
+                let answer = client::post(out.admin()?, &format!("/v1/slots/{model}/try_policy"), &body, None)?;
+                out.write(&answer, comparison)
+            }
+            Policy::Apply { model, file, asked } => {
+                asked.ask(&model, "apply_policy", json!({"document": read(&file)?}))
+            }
+            Policy::Undo(plain) => plain.run("undo_policy"),
+        }
+    }
+}
+
+impl Asked {
+    fn ask(mut self, model: &str, verb: &str, mut body: Value) -> anyhow::Result<()> {
+        body["by"] = json!(self.by);
+        body["why"] = json!(self.why);
+        let path = format!("/v1/slots/{model}/{verb}");
+        let answer = client::post(self.out.admin()?, &path, &body.to_string(), self.key.as_deref())?;
+        self.out.write(&answer, |done| {
+            let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+            let mut lines = vec![text(&done["result"])];
+            if done["repeated"] == true {
+                lines.push("this was done before; nothing was done now".to_owned());
+            }
+            lines.extend(done["notes"].as_array().into_iter().flatten().map(text));
+            if done["replay"].is_object() {
+                lines.push(comparison(&done["replay"]));
+            }
+            format!("{}\n\n{}", lines.join("\n"), table(&done["slots"]))
+        })
+    }
+}

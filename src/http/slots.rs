@@ -1,0 +1,363 @@
+//! `/v1/slots` of the admin plane: how the slots of every model stand, what was done to them, and the verbs that move models.
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::rejection::{PathRejection, QueryRejection};
+use axum::extract::{Path, Query, State};
+use axum::http::HeaderMap;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use sha2::{Digest, Sha256};
+use utoipa::{IntoParams, ToSchema};
+
+use super::problem::{self, Code, Problem};
+use super::wire_slots::{Done, History, Slots, SlotsList};
+use super::{Shared, blocking, extract};
+use crate::domain::comparison::Comparison;
+use crate::domain::guardrail::Limits;
+use crate::domain::rollout::{Plan, Step};
+use crate::domain::violation::{self, Violation};
+use crate::engine::{Ask, Verb};
+
+/// The longest name of who asks, key of a request, and role, in characters.
+const NAME_MAX: usize = 128;
+/// The longest reason.
+const WHY_MAX: usize = 1_000;
+/// The most entries of one page of the history.
+const PAGE_MAX: usize = 1_000;
+
+/// Who asks for a move, and why.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Plain {
+    /// Who asks: it stands on record
+    #[schema(min_length = 1, max_length = 128, example = "ops@example.com")]
+    by: String,
+    /// Why, in your words: it stands on record
+    #[serde(default)]
+    #[schema(max_length = 1000)]
+    why: String,
+}
+
+/// Load a version into the idle slot.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Stage {
+    by: String,
+    #[serde(default)]
+    why: String,
+    /// The version of the bundle
+    #[schema(example = "1.1.0")]
+    version: String,
+    /// Stage it although it refuses requests that are legal now
+    #[serde(default)]
+    allow_breaking: bool,
+    /// Make so many of the last recorded decisions again by both models, and tell the differences
+    #[serde(default)]
+    replay_last: usize,
+}
+
+/// Make the idle model the champion.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Promote {
+    by: String,
+    #[serde(default)]
+    why: String,
+    /// Although its rollout has not passed to its end
+    #[serde(default)]
+    force: bool,
+}
+
+/// Begin a rollout.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Start {
+    by: String,
+    #[serde(default)]
+    why: String,
+    /// `canary` or `shadow`: the steps of the configuration
+    #[serde(default)]
+    mode: Mode,
+    /// Other steps than those
+    #[schema(value_type = Option<Vec<Object>>, nullable = false)]
+    steps: Option<Vec<Step>>,
+    /// Other limits than those of the configuration
+    #[schema(value_type = Option<Object>, nullable = false)]
+    limits: Option<Limits>,
+    /// Whether it is promoted without a person when it has passed to its end
+    promote: Option<bool>,
+}
+
+/// Which steps of the configuration.
+#[derive(Deserialize, ToSchema, Default, Clone, Copy, PartialEq)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Mode {
+    /// A sample is scored beside the champion.
+    Shadow,
+    /// A growing share of customers is answered.
+    #[default]
+    Canary,
+}
+
+/// Agree to a promotion.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Approve {
+    by: String,
+    #[serde(default)]
+    why: String,
+    /// In which role
+    #[schema(example = "business_sponsor")]
+    role: String,
+}
+
+/// Put a policy into force.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ApplyPolicy {
+    by: String,
+    #[serde(default)]
+    why: String,
+    /// The policy document itself, TOML
+    document: String,
+}
+
+/// Try a policy on recorded decisions.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct TryPolicy {
+    /// The policy document itself, TOML
+    document: String,
+    /// On how many of the last decisions
+    #[serde(default = "last")]
+    #[schema(minimum = 1, default = 1000)]
+    last: usize,
+}
+
+fn last() -> usize {
+    1_000
+}
+
+/// Which part of the history.
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct Part {
+    /// Recorded before this number: `next_before` of the page before
+    #[param(minimum = 1, nullable = false)]
+    before: Option<i64>,
+    /// At most so many
+    #[param(minimum = 1, maximum = 1000, default = 50, nullable = false)]
+    limit: Option<usize>,
+}
+
+/// List the slots of every model
+#[utoipa::path(get, path = "/v1/slots", tag = "slots", operation_id = "slots",
+    responses((status = 200, description = "How they stand", body = SlotsList)))]
+pub(super) async fn slots(State(shared): State<Shared>) -> Result<Json<SlotsList>, Problem> {
+    let engine = shared.engine.clone();
+    let standings = blocking(move || engine.standings()).await?;
+    Ok(Json(SlotsList { models: standings.into_iter().map(Slots::from).collect() }))
+}
+
+/// Show the slots of a model
+#[utoipa::path(get, path = "/v1/slots/{model}", tag = "slots", operation_id = "slots_of_model",
+    params(("model" = String, Path, description = "The name of a model in service")),
+    responses((status = 200, description = "How they stand", body = Slots), problem::Moving))]
+pub(super) async fn slots_of(
+    State(shared): State<Shared>,
+    model: Result<Path<String>, PathRejection>,
+) -> Result<Json<Slots>, Problem> {
+    let (engine, model) = (shared.engine.clone(), model?.0);
+    let standing = blocking(move || engine.standing(&model)).await??;
+    Ok(Json(standing.into()))
+}
+
+/// Show what was done to the slots of a model
+#[utoipa::path(get, path = "/v1/slots/{model}/history", tag = "slots", operation_id = "history",
+    params(("model" = String, Path, description = "The name of a model in service"), Part),
+    responses((status = 200, description = "The newest first", body = History), problem::Moving))]
+pub(super) async fn history(
+    State(shared): State<Shared>,
+    model: Result<Path<String>, PathRejection>,
+    part: Result<Query<Part>, QueryRejection>,
+) -> Result<Json<History>, Problem> {
+    let (engine, model, Query(part)) = (shared.engine.clone(), model?.0, part?);
+    let limit = part.limit.unwrap_or(50);
+    if !(1..=PAGE_MAX).contains(&limit) {
+        return Err(wrong("/limit", format!("1 to {PAGE_MAX}")));
+    }
+    let before = part.before.unwrap_or(i64::MAX);
+    let found = blocking(move || engine.history(&model, before, limit)).await??;
+    Ok(Json(History::new(found, limit)))
+}
+
+/// Make a move
+///
+/// The body has `by` and `why`, and what the verb needs: `stage` a `version`, `start` maybe a `mode` or `steps`, `approve` a `role`,
+/// `apply_policy` a `document`. With the header `idempotency-key` the same request is done once, however often it is sent.
+#[utoipa::path(post, path = "/v1/slots/{model}/{verb}", tag = "slots", operation_id = "move",
+    params(
+        ("model" = String, Path, description = "The name of a model in service"),
+        ("verb" = String, Path, description = "`stage`, `retire`, `promote`, `rollback`, `start`, `pause`, `resume`, `advance`, `abort`, `approve`, `apply_policy`, `undo_policy`"),
+        ("idempotency-key" = Option<String>, Header, description = "A key of your choice, at most 128 characters"),
+    ),
+    request_body(content((Stage = "application/json"), (Promote = "application/json"), (Start = "application/json"),
+        (Approve = "application/json"), (ApplyPolicy = "application/json"), (Plain = "application/json"))),
+    responses((status = 200, description = "It was done", body = Done), problem::Moving, problem::Refused))]
+pub(super) async fn act(
+    State(shared): State<Shared>,
+    path: Result<Path<(String, String)>, PathRejection>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<Done>, Problem> {
+    let Path((model, verb)) = path?;
+    // Before the body is read: what cannot be meant is said first.
+    let standing = shared.engine.standing(&model)?;
+    let body = read(&shared, &headers, body).await?;
+    let (verb, mut ask) = parse(&shared, &verb, &body)?;
+    ask.key = key(&headers, &model, &verb, &body)?;
+    check(&ask)?;
+    let engine = shared.engine.clone();
+    let (moved, standing) = blocking(move || -> Result<_, crate::engine::Error> {
+        let moved = engine.act(&standing.model, verb, &ask)?;
+        Ok((moved, engine.standing(&standing.model)?))
+    })
+    .await??;
+    Ok(Json(Done::new(moved, standing)))
+}
+
+/// Try a policy on recorded decisions
+///
+/// Nothing changes: tells who would change tier and what it would cost, against the policy in force.
+#[utoipa::path(post, path = "/v1/slots/{model}/try_policy", tag = "slots", operation_id = "try_policy",
+    params(("model" = String, Path, description = "The name of a model in service")),
+    request_body(content = TryPolicy, content_type = "application/json"),
+    responses((status = 200, description = "How it differs", body = Object), problem::Moving, problem::Refused))]
+pub(super) async fn try_policy(
+    State(shared): State<Shared>,
+    model: Result<Path<String>, PathRejection>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<Comparison>, Problem> {
+    let model = model?.0;
+    let body = read(&shared, &headers, body).await?;
+    let TryPolicy { document, last } = strict(&body)?;
+    let engine = shared.engine.clone();
+    let rows_max = engine.options().replay_rows_max;
+    if !(1..=rows_max).contains(&last) {
+        return Err(wrong("/last", format!("1 to {rows_max}")));
+    }
+    Ok(Json(blocking(move || engine.try_policy(&model, &document, last)).await??))
+}
+
+async fn read(shared: &Shared, headers: &HeaderMap, body: Body) -> Result<Vec<u8>, Problem> {
+    extract::media_type(headers, &[extract::JSON])?;
+    // A policy document is the largest thing that is sent here.
+    let bytes_max = 2 * crate::domain::policy_document::BYTES_MAX;
+    Ok(extract::whole(headers, body, bytes_max, shared.limits.body_timeout()).await?.to_vec())
+}
+
+/// What operators write has nothing personal in it, so they are told what is wrong with it in serde's words.
+fn strict<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
+    serde_json::from_slice(body).map_err(|error| match error.is_data() {
+        true => wrong("", error.to_string()),
+        false => Problem::new(Code::MalformedJson, error.to_string()),
+    })
+}
+
+fn wrong(pointer: &str, expected: String) -> Problem {
+    Problem::invalid(vec![Violation::new(pointer, violation::Code::OutOfRange, expected)])
+}
+
+fn parse(shared: &Shared, verb: &str, body: &[u8]) -> Result<(Verb, Ask), Problem> {
+    let ask = |by, why| Ask { by, why, key: None };
+    let plain = |verb: Verb| strict(body).map(|Plain { by, why }| (verb, ask(by, why)));
+    match verb {
+        "stage" => {
+            let Stage { by, why, version, allow_breaking, replay_last } = strict(body)?;
+            let rows_max = shared.engine.options().replay_rows_max;
+            if replay_last > rows_max {
+                return Err(wrong("/replay_last", format!("at most {rows_max}")));
+            }
+            if !crate::domain::card::is_identifier(&version) {
+                return Err(wrong("/version", "the version of a bundle".to_owned()));
+            }
+            Ok((Verb::Stage { version, allow_breaking, replay: replay_last }, ask(by, why)))
+        }
+        "promote" => {
+            let Promote { by, why, force } = strict(body)?;
+            Ok((Verb::Promote { force }, ask(by, why)))
+        }
+        "start" => {
+            let Start { by, why, mode, steps, limits, promote } = strict(body)?;
+            let options = shared.engine.options();
+            let usual = match mode {
+                Mode::Shadow => vec![options.shadow],
+                Mode::Canary => options.canary.clone(),
+            };
+            let plan = Plan {
+                steps: steps.unwrap_or(usual),
+                limits: limits.unwrap_or(options.limits),
+                promote: promote.unwrap_or(options.promote),
+            };
+            let problems = plan.problems().into_iter();
+            let violations: Vec<Violation> = problems
+                .map(|(place, expected)| Violation::new(place, violation::Code::OutOfRange, expected))
+                .collect();
+            if violations.is_empty() {
+                Ok((Verb::Start(Box::new(plan)), ask(by, why)))
+            } else {
+                Err(Problem::invalid(violations))
+            }
+        }
+        "approve" => {
+            let Approve { by, why, role } = strict(body)?;
+            Ok((Verb::Approve(role), ask(by, why)))
+        }
+        "apply_policy" => {
+            let ApplyPolicy { by, why, document } = strict(body)?;
+            Ok((Verb::ApplyPolicy(document), ask(by, why)))
+        }
+        "retire" => plain(Verb::Retire),
+        "rollback" => plain(Verb::RollBack),
+        "pause" => plain(Verb::Pause),
+        "resume" => plain(Verb::Resume),
+        "advance" => plain(Verb::Advance),
+        "abort" => plain(Verb::Abort),
+        "undo_policy" => plain(Verb::UndoPolicy),
+        _ => {
+            let verbs = crate::domain::moves::VERBS.join(", ");
+            Err(Problem::new(Code::NotFound, format!("no such verb; there are {verbs}")))
+        }
+    }
+}
+
+fn check(ask: &Ask) -> Result<(), Problem> {
+    let mut violations = Vec::new();
+    let is_text = |text: &str| !text.chars().any(char::is_control);
+    if !(1..=NAME_MAX).contains(&ask.by.trim().chars().count()) || !is_text(&ask.by) {
+        let expected = format!("1 to {NAME_MAX} characters: who asks");
+        violations.push(Violation::new("/by", violation::Code::OutOfRange, expected));
+    }
+    if ask.why.chars().count() > WHY_MAX {
+        violations.push(Violation::new("/why", violation::Code::OutOfRange, format!("at most {WHY_MAX} characters")));
+    }
+    if violations.is_empty() { Ok(()) } else { Err(Problem::invalid(violations)) }
+}
+
+/// The key that the caller gave, with the hash of what was asked for.
+fn key(headers: &HeaderMap, model: &str, verb: &Verb, body: &[u8]) -> Result<Option<(String, String)>, Problem> {
+    let Some(value) = headers.get("idempotency-key") else { return Ok(None) };
+    let key = value.to_str().ok().filter(|key| (1..=NAME_MAX).contains(&key.len()));
+    let key = key.ok_or_else(|| wrong("/idempotency-key", format!("1 to {NAME_MAX} ASCII characters")))?;
+    let mut hash = Sha256::new();
+    for part in [model.as_bytes(), format!("{:?}", std::mem::discriminant(verb)).as_bytes(), body] {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part);
+    }
+    let fingerprint: [u8; 32] = hash.finalize().into();
+    let fingerprint = fingerprint.iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(Some((key.to_owned(), fingerprint)))
+}

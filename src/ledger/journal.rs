@@ -1,0 +1,238 @@
+//! The journal of operators: every move on the slots with the state that it led to, in one transaction with its entry in the chain.
+//! Also the policies that were in force, and the answers to requests that may come twice.
+
+use rusqlite::{Connection, OptionalExtension, Transaction, params};
+use serde::Serialize;
+use serde_json::Value;
+
+use super::keys::Keys;
+use super::writer::Writer;
+use super::{Action, Error};
+use crate::domain::slots::Slots;
+
+/// Answers that are kept for requests that come again.
+const ANSWERS_MAX: i64 = 1_000;
+
+/// What somebody did, or tried to do, to the slots of a model.
+#[derive(Debug, Clone, Serialize)]
+pub struct Change {
+    /// The model.
+    pub model: String,
+    /// The move, such as `promote`.
+    pub verb: String,
+    /// Who asked for it; `mainstay` is the service itself.
+    pub by: String,
+    /// Why, in that one's words.
+    pub why: String,
+    /// What became of it, as a sentence.
+    pub result: String,
+    /// The slots after it; `None` when nothing changed.
+    pub slots: Option<Slots>,
+    /// The document of a policy that was not in force before, with its sha256.
+    #[serde(skip)]
+    pub policy: Option<(String, String)>,
+    /// The request that asked for it, to be answered the same when it comes again.
+    #[serde(skip)]
+    pub request: Option<Answered>,
+}
+
+/// A request with a key of its caller's choice, and its answer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Answered {
+    /// The key.
+    pub key: String,
+    /// The hash of what was asked for.
+    pub fingerprint: String,
+    /// The answer.
+    pub answer: String,
+}
+
+/// An action on record.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Recalled {
+    /// The number of its entry.
+    pub seq: i64,
+    /// When, milliseconds since 1970.
+    pub at_ms: i64,
+    /// What: an object with `what`.
+    pub body: Value,
+}
+
+impl Writer {
+    /// Records a change together with the state that it led to.
+    pub(super) fn change(&mut self, change: &Change) -> Result<i64, Error> {
+        let draft = self.desk.action_draft(&Action::Slots(Box::new(change.clone())));
+        let seq = self.transact(|desk, transaction| {
+            let mut head = desk.head;
+            desk.append(transaction, &draft, &mut head, &mut Vec::new())?;
+            let keys = desk.keys.load();
+            if let Some(slots) = &change.slots {
+                let document = serde_json::to_string(slots).unwrap_or_default();
+                write_state(transaction, &keys, "slots", &change.model, head.seq, &document)?;
+            }
+            if let Some((digest, document)) = &change.policy {
+                write_state(transaction, &keys, "policy", digest, head.seq, document)?;
+            }
+            if let Some(Answered { key, fingerprint, answer }) = &change.request {
+                transaction.execute(
+                    "INSERT OR REPLACE INTO answered (key, seq, fingerprint, answer) VALUES (?1, ?2, ?3, ?4)",
+                    params![key, head.seq, fingerprint, answer],
+                )?;
+                transaction.execute(
+                    "DELETE FROM answered WHERE seq <= (SELECT seq FROM answered ORDER BY seq DESC LIMIT 1 OFFSET ?1)",
+                    [ANSWERS_MAX],
+                )?;
+            }
+            Ok((head, head.seq))
+        })?;
+        Ok(seq)
+    }
+}
+
+fn write_state(
+    transaction: &Transaction,
+    keys: &Keys,
+    kind: &str,
+    name: &str,
+    seq: i64,
+    document: &str,
+) -> Result<(), Error> {
+    let version = keys.version();
+    let tag = tag_of(keys, version, kind, name, seq, document).ok_or(Error::Sealed)?;
+    transaction.execute(
+        "INSERT OR REPLACE INTO state (kind, name, seq, document, key_version, tag) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        params![kind, name, seq, document, version, tag.as_slice()],
+    )?;
+    Ok(())
+}
+
+/// An HMAC over a row of `state`, so that it cannot be set by who has no key.
+fn tag_of(keys: &Keys, version: u32, kind: &str, name: &str, seq: i64, document: &str) -> Option<[u8; 32]> {
+    use hmac::Mac;
+    let mut mac = keys.chain(version)?.chain_update(b"state").chain_update(seq.to_le_bytes());
+    for field in [kind, name, document] {
+        mac.update(&(field.len() as u64).to_le_bytes());
+        mac.update(field.as_bytes());
+    }
+    Some(mac.finalize().into_bytes().into())
+}
+
+/// The document of a state, as it was written.
+///
+/// Errors: [`Error::Broken`] when it was changed.
+fn state(database: &Connection, keys: &Keys, kind: &str, name: &str) -> Result<Option<String>, Error> {
+    let mut statement =
+        database.prepare_cached("SELECT seq, document, key_version, tag FROM state WHERE kind = ?1 AND name = ?2")?;
+    let found: Option<(i64, String, u32, Vec<u8>)> =
+        statement.query_row([kind, name], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))).optional()?;
+    let Some((seq, document, version, tag)) = found else { return Ok(None) };
+    let expected = tag_of(keys, version, kind, name, seq, &document);
+    if expected.map(|expected| expected.to_vec()) != Some(tag) {
+        return Err(Error::Broken(format!("the {kind} of \"{name}\" were changed, or the key file is another one")));
+    }
+    Ok(Some(document))
+}
+
+/// The slots of a model.
+pub(super) fn slots(database: &Connection, keys: &Keys, model: &str) -> Result<Option<Slots>, Error> {
+    let Some(document) = state(database, keys, "slots", model)? else { return Ok(None) };
+    let slots: Slots = serde_json::from_str(&document)
+        .map_err(|error| Error::Broken(format!("the slots of \"{model}\" cannot be read: {error}")))?;
+    match slots.problems().first() {
+        Some(problem) => Err(Error::Broken(format!("the slots of \"{model}\": {problem}"))),
+        None => Ok(Some(slots)),
+    }
+}
+
+/// The document of a policy that was in force, by its sha256.
+pub(super) fn policy(database: &Connection, keys: &Keys, digest: &str) -> Result<Option<String>, Error> {
+    state(database, keys, "policy", digest)
+}
+
+/// The answer to a request with `key`.
+pub(super) fn answered(database: &Connection, key: &str) -> Result<Option<Answered>, Error> {
+    let mut statement = database.prepare_cached("SELECT fingerprint, answer FROM answered WHERE key = ?1")?;
+    let found = statement
+        .query_row([key], |row| Ok(Answered { key: key.to_owned(), fingerprint: row.get(0)?, answer: row.get(1)? }));
+    Ok(found.optional()?)
+}
+
+/// Actions on the slots of `model` that were recorded before the entry `before`, the newest first.
+pub(super) fn history(database: &Connection, model: &str, before: i64, limit: usize) -> Result<Vec<Recalled>, Error> {
+    let mut statement = database.prepare_cached(
+        "SELECT seq, at_ms, body FROM entry WHERE kind = 'action' AND seq < ?2
+         AND json_extract(body, '$.what') = 'slots' AND json_extract(body, '$.model') = ?1 ORDER BY seq DESC LIMIT ?3",
+    )?;
+    let rows = statement.query_map(params![model, before, limit as i64], |row| {
+        let body: String = row.get(2)?;
+        Ok(Recalled { seq: row.get(0)?, at_ms: row.get(1)?, body: serde_json::from_str(&body).unwrap_or_default() })
+    })?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// States that are not what the chain says, as sentences. What retention has taken from the chain is only held to its tag.
+pub(super) fn problems(database: &Connection, keys: &Keys) -> Result<Vec<String>, Error> {
+    let mut problems = Vec::new();
+    if database.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0))? < 2 {
+        // An older ledger, which has no states yet.
+        return Ok(problems);
+    }
+    let rows: Vec<(String, String, i64, String)> = database
+        .prepare("SELECT kind, name, seq, document FROM state")?
+        .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))?
+        .collect::<Result<_, _>>()?;
+    for (kind, name, _, _) in &rows {
+        if let Err(error) = state(database, keys, kind, name) {
+            problems.push(error.to_string());
+        }
+    }
+    let mut statement = database.prepare(
+        "SELECT json_extract(body, '$.model'), max(seq), json_extract(body, '$.slots') FROM entry
+         WHERE kind = 'action' AND json_extract(body, '$.what') = 'slots' AND json_extract(body, '$.slots') IS NOT NULL GROUP BY 1",
+    )?;
+    let last: Vec<(String, i64, String)> =
+        statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?.collect::<Result<_, _>>()?;
+    for (model, seq, slots) in last {
+        let row = rows.iter().find(|(kind, name, _, _)| kind == "slots" && *name == model);
+        let same = |document: &str| {
+            let parse = |text: &str| serde_json::from_str::<Slots>(text).ok();
+            parse(document).is_some() && parse(document) == parse(&slots)
+        };
+        if !row.is_some_and(|(_, _, at, document)| *at == seq && same(document)) {
+            problems.push(format!("the slots of \"{model}\" are not those of entry {seq}"));
+        }
+    }
+    Ok(problems)
+}
+
+impl super::Ledger {
+    /// Records a change, with the state that it led to, and waits for it: the number of its entry.
+    pub fn change(&self, change: Change) -> Result<i64, Error> {
+        self.ask(|reply| super::Command::Change { change: Box::new(change), reply })
+    }
+
+    /// The slots of a model, as they were recorded last.
+    pub fn slots(&self, model: &str) -> Result<Option<Slots>, Error> {
+        self.readers.with(|database| slots(database, &self.keys.load(), model))
+    }
+
+    /// The document of a policy that was in force, by its sha256.
+    pub fn policy(&self, digest: &str) -> Result<Option<String>, Error> {
+        self.readers.with(|database| policy(database, &self.keys.load(), digest))
+    }
+
+    /// The answer that was given to the request with `key`, if it was one of the last.
+    pub fn answered(&self, key: &str) -> Result<Option<Answered>, Error> {
+        self.readers.with(|database| answered(database, key))
+    }
+
+    /// What was done to the slots of `model`, the newest first.
+    pub fn history(&self, model: &str, before: i64, limit: usize) -> Result<Vec<Recalled>, Error> {
+        self.readers.with(|database| history(database, model, before, limit))
+    }
+
+    /// The last `count` decisions by `model`, with their inputs where they are there, the newest first.
+    pub fn last_decisions(&self, model: &str, count: usize) -> Result<Vec<super::Recorded>, Error> {
+        self.readers.with(|database| super::reader::last(database, &self.keys.load(), Some(model), count))
+    }
+}
