@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
+use tokio::sync::mpsc;
 
 use crate::config::{Config, Serve};
 use crate::engine::{Engine, Entry, PolicyError, Serving, Setup, Shelf, read_policy};
@@ -80,14 +81,32 @@ impl App {
         self.admin.address()
     }
 
-    /// Serves until `stop` is done, then drains: readiness off, no more connections, requests in flight ended, all bounded.
-    pub async fn run(self, stop: impl Future<Output = ()>) {
+    /// Takes over what may change at run time: `rollouts`, but for the length of the shadow's queue, and the share of requests that are
+    /// logged. What else differs is told and waits for a restart. The level of the log is the caller's.
+    fn reload(&mut self, next: Config) {
+        let is_taken = |key: &str| {
+            let taken = ["rollouts.", "log.level", "log.request_share"].iter().any(|prefix| key.starts_with(prefix));
+            taken && key != "rollouts.shadow_queue_max"
+        };
+        let (taken, waiting): (Vec<String>, Vec<String>) =
+            self.config.changes(&next).into_iter().partition(|key| is_taken(key));
+        self.engine.set_options(next.rollouts.clone());
+        self.shared.set_request_share(next.log.request_share);
+        tracing::info!(changed = taken.join(", "), needs_a_restart = waiting.join(", "), "configuration read again");
+        self.config.rollouts = next.rollouts;
+        self.config.log = next.log;
+    }
+
+    /// Serves until `stop` is done, then drains: readiness off, no more connections, requests in flight ended, all bounded. On its
+    /// way it takes over what comes from `reloads`, as far as that may change at run time.
+    pub async fn run(mut self, stop: impl Future<Output = ()>, mut reloads: mpsc::Receiver<Config>) {
         let mut fold = tokio::time::interval(FOLD);
         let mut stop = std::pin::pin!(stop);
         loop {
             tokio::select! {
                 () = &mut stop => break,
                 _ = fold.tick() => self.metrics.fold(),
+                Some(next) = reloads.recv() => self.reload(next),
             }
         }
         tracing::info!("draining");

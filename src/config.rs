@@ -150,6 +150,18 @@ impl Config {
         Sha256::digest(text.as_bytes()).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
     }
 
+    /// The keys whose values differ in `next`.
+    pub fn changes(&self, next: &Self) -> Vec<String> {
+        let table = |config: &Self| Table::try_from(config).unwrap_or_default();
+        let (before, after) = (table(self), table(next));
+        let mut all = keys(&before, "");
+        all.extend(keys(&after, "").into_iter().filter(|key| !all.contains(key)).collect::<Vec<_>>());
+        let at =
+            |table: &Table, key: &str| find(table, &key.split('.').map(str::to_owned).collect::<Vec<_>>()).cloned();
+        all.retain(|key| at(&before, key) != at(&after, key));
+        all
+    }
+
     /// Every value that is legal by itself and wrong in this configuration, as (key, sentence).
     fn problems(&self) -> Vec<(String, String)> {
         let mut problems = Vec::new();

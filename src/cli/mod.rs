@@ -14,6 +14,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use ledger::{LedgerCommand, ReplayArguments};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::app::App;
 use crate::config::{self, Config, Sources};
@@ -83,7 +84,7 @@ enum Command {
 #[error("{0}")]
 struct Falls(String);
 
-#[derive(Debug, Default, Args)]
+#[derive(Debug, Clone, Default, Args)]
 struct Configured {
     /// The configuration file [default: mainstay.toml, if it is there]
     #[arg(long, value_name = "FILE")]
@@ -180,8 +181,8 @@ fn exit_code(error: &anyhow::Error) -> u8 {
 }
 
 fn serve(configured: Configured) -> anyhow::Result<()> {
-    let config = configured.load()?;
-    let _log = telemetry::log::start(&config.log);
+    let config = configured.clone().load()?;
+    let log = telemetry::log::start(&config.log);
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string);
         // A text made at run time could hold a customer's value; one that stands in the code cannot.
@@ -192,15 +193,41 @@ fn serve(configured: Configured) -> anyhow::Result<()> {
     let entered = runtime.enter();
     // Before anything else is started: who is told to stop while it starts has to end as well as one that is ready.
     let stop = stop_signal()?;
+    let hangups = signal(SignalKind::hangup()).context("cannot listen for signals")?;
     drop(entered);
     let app = App::start(config)?;
-    runtime.block_on(app.run(stop));
+    runtime.block_on(async {
+        let (sender, reloads) = tokio::sync::mpsc::channel(1);
+        let reading = read_again(configured, &log, hangups, sender);
+        tokio::select! {
+            () = app.run(stop, reloads) => {}
+            () = reading => {}
+        }
+    });
     Ok(())
+}
+
+/// Reads the configuration again at every SIGHUP. One that is wrong changes nothing.
+async fn read_again(
+    configured: Configured,
+    log: &telemetry::log::Log,
+    mut hangups: Signal,
+    reloads: tokio::sync::mpsc::Sender<Config>,
+) {
+    while hangups.recv().await.is_some() {
+        match configured.clone().load() {
+            Ok(next) => {
+                log.set_level(next.log.level);
+                let _ = reloads.send(next).await;
+            }
+            Err(error) => tracing::error!(cause = %error, "the configuration is wrong, and nothing of it is taken"),
+        }
+    }
+    std::future::pending().await
 }
 
 /// Done at the first SIGTERM or SIGINT; a second one ends the process at once. Has to be called inside a runtime.
 fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
-    use tokio::signal::unix::{Signal, SignalKind, signal};
     async fn either(terminate: &mut Signal, interrupt: &mut Signal) {
         tokio::select! {
             _ = terminate.recv() => {}

@@ -3,21 +3,30 @@
 
 use sha2::{Digest, Sha256};
 
-/// The place of a customer within 0 to 1 (excluded), evenly spread: the first 53 bits of SHA-256 over salt and id. A customer is
-/// in a share when its place is below it, so a share that grows keeps the customers that it had.
-pub fn place(salt: &str, customer_id: &str) -> f64 {
+/// The ticket of a customer: the first 64 bits of SHA-256 over salt and id.
+pub fn ticket(salt: &str, customer_id: &str) -> u64 {
     let mut hash = Sha256::new();
     hash.update((salt.len() as u64).to_le_bytes());
     hash.update(salt);
     hash.update(customer_id);
     let digest: [u8; 32] = hash.finalize().into();
     let (first, _) = digest.split_first_chunk::<8>().expect("32 is more than 8");
-    (u64::from_be_bytes(*first) >> 11) as f64 / (1_u64 << 53) as f64
+    u64::from_be_bytes(*first)
+}
+
+/// The place of a ticket within 0 to 1 (excluded), evenly spread, by its high 53 bits. A customer is in a share when its place is
+/// below it, so a share that grows keeps the customers that it had.
+pub fn place(ticket: u64) -> f64 {
+    (ticket >> 11) as f64 / (1_u64 << 53) as f64
 }
 
 #[cfg(test)]
 mod tests {
-    use super::place;
+    use super::ticket;
+
+    fn place(salt: &str, customer_id: &str) -> f64 {
+        super::place(ticket(salt, customer_id))
+    }
 
     #[test]
     fn shares_are_kept_and_salts_are_independent() {

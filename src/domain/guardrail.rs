@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::drift;
-use super::sequential::{RateTest, share_interval};
+use super::sequential::{RateTest, difference_interval, share_interval};
 
 /// Bins of the latency histogram.
 pub const LATENCY_BINS: usize = 100;
@@ -70,9 +70,9 @@ pub struct Observed {
     pub non_finite: u64,
     /// Times of a score, by [`latency_bin`].
     pub latency: Vec<u64>,
-    /// Scores, by the bins of the champion's baseline.
+    /// Scores, one of each customer, by the bins of the champion's baseline.
     pub scores: Vec<u64>,
-    /// Decisions by tier, in the order of the policy.
+    /// Customers by tier, in the order of the policy.
     pub tiers: Vec<u64>,
 }
 
@@ -215,7 +215,7 @@ fn score_drift(limits: &Limits, champion: &Observed, challenger: &Observed) -> R
     let critical = drift::psi_critical(n, m, champion.scores.len(), DRIFT_Z);
     let limit = critical.max(limits.psi_max);
     let figures = format!(
-        "PSI {psi:.4} over {n} and {m} scores; fails over {limit:.3}, passes under {PSI_ALIKE} with enough scores"
+        "PSI {psi:.4} over {n} and {m} customers; fails over {limit:.3}, passes under {PSI_ALIKE} with enough scores"
     );
     // With few scores chance alone moves it that far: then it is not known yet.
     Reading::new("score_drift", decide(psi > limit, psi < PSI_ALIKE && critical < PSI_ALIKE), figures)
@@ -223,18 +223,17 @@ fn score_drift(limits: &Limits, champion: &Observed, challenger: &Observed) -> R
 
 fn tier_mix(limits: &Limits, champion: &Observed, challenger: &Observed) -> Reading {
     let tiers = champion.tiers.len().max(1);
-    let alpha = limits.alpha / GUARDRAILS / tiers as f64 / 2.0;
+    let alpha = limits.alpha / GUARDRAILS / tiers as f64;
     let (n, m) = (champion.tiers.iter().sum::<u64>(), challenger.tiers.iter().sum::<u64>());
     let (mut fail, mut pass, mut shift) = (false, true, 0.0_f64);
     for (usual, own) in champion.tiers.iter().zip(&challenger.tiers) {
-        let (usual_low, usual_high) = share_interval(*usual, n, alpha);
-        let (own_low, own_high) = share_interval(*own, m, alpha);
-        fail |= (own_low - usual_high).max(usual_low - own_high) > limits.tier_shift_max;
-        pass &= (own_high - usual_low).max(usual_high - own_low) < limits.tier_shift_max;
+        let (low, high) = difference_interval((*usual, n), (*own, m), alpha);
+        fail |= low > limits.tier_shift_max || high < -limits.tier_shift_max;
+        pass &= low > -limits.tier_shift_max && high < limits.tier_shift_max;
         shift = shift.max((*usual as f64 / n.max(1) as f64 - *own as f64 / m.max(1) as f64).abs());
     }
     let figures = format!(
-        "the share of a tier differs by {shift:.4} at most over {n} and {m} decisions; limit {}",
+        "the share of a tier differs by {shift:.4} at most over {n} and {m} customers; limit {}",
         limits.tier_shift_max
     );
     Reading::new("tier_mix", decide(fail, pass), figures)

@@ -67,6 +67,16 @@ pub fn share_interval(hits: u64, count: u64, alpha: f64) -> (f64, f64) {
     (end(0.0), end(1.0))
 }
 
+/// An interval for the difference of two shares, the second minus the first: from the intervals of both, whose distances from the
+/// estimates add up as those of independent errors do (MOVER: Zou and Donner, Statistics in Medicine 27, 2008).
+pub fn difference_interval(first: (u64, u64), second: (u64, u64), alpha: f64) -> (f64, f64) {
+    let estimate = |(hits, count): (u64, u64)| if count == 0 { 0.5 } else { hits as f64 / count as f64 };
+    let (p, q) = (estimate(first), estimate(second));
+    let (first_low, first_high) = share_interval(first.0, first.1, alpha);
+    let (second_low, second_high) = share_interval(second.0, second.1, alpha);
+    (q - p - (q - second_low).hypot(first_high - p), q - p + (second_high - q).hypot(p - first_low))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -122,6 +132,17 @@ mod tests {
             });
             assert!(left <= 0.05, "{share}: left in {left}");
         }
+        let left = share_of_runs(|random| {
+            let (mut first, mut second, mut count) = (0, 0, 0);
+            (0..100).any(|_| {
+                first += binomial(random, 10, 0.3);
+                second += binomial(random, 10, 0.4);
+                count += 10;
+                let (low, high) = difference_interval((first, count), (second, count), 0.05);
+                !(low..=high).contains(&0.1)
+            })
+        });
+        assert!(left <= 0.05, "the difference left in {left}");
         assert_eq!(share_interval(0, 0, 0.05), (0.0, 1.0));
         let (low, high) = share_interval(0, 1_000, 0.01);
         assert!(low == 0.0 && high < 0.01, "{high}");

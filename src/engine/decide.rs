@@ -102,7 +102,7 @@ impl Engine {
             match (result, canary) {
                 (Ok(score), canary) => {
                     if let Some(trial) = canary {
-                        trial.scored(Arm::Challenger, took(begun), score);
+                        trial.scored(Arm::Challenger, took(begun), score, trial.ticket(&record.customer_id));
                     }
                     return Ok(Scored { score, arm: Arm::Challenger });
                 }
@@ -117,7 +117,7 @@ impl Engine {
         let result = serving.model.score(row);
         if let Some((trial, begun)) = begun {
             match &result {
-                Ok(score) => trial.scored(Arm::Champion, took(begun), *score),
+                Ok(score) => trial.scored(Arm::Champion, took(begun), *score, trial.ticket(&record.customer_id)),
                 Err(error) => trial.failed(Arm::Champion, Some(error)),
             }
         }
@@ -138,7 +138,7 @@ impl Engine {
                 Some(own)
             }
         };
-        self.shadow.offer(trial, row, own);
+        self.shadow.offer(trial, trial.ticket(&record.customer_id), row, own);
     }
 
     /// Every violation of `record`, without deciding on it.
@@ -198,7 +198,7 @@ impl Engine {
         let is_champions = |record: &Record| serving.arm_of(&record.customer_id, addressed) == Arm::Champion;
         let of_champion: Vec<usize> =
             (0..records.len()).filter(|at| encoded[*at].is_ok() && is_champions(&records[*at])).collect();
-        let mut scores = self.score_rows(serving, &rows, columns, &of_champion, addressed).into_iter();
+        let mut scores = self.score_rows(serving, records, &rows, &of_champion, addressed).into_iter();
         let mut of_champion = of_champion.into_iter().peekable();
         let scored: Vec<Result<Scored, Error>> = encoded
             .into_iter()
@@ -229,14 +229,15 @@ impl Engine {
     fn score_rows(
         &self,
         serving: &Serving,
+        records: &[Record],
         rows: &[f32],
-        columns: usize,
         places: &[usize],
         addressed: Option<Arm>,
     ) -> Vec<Result<Score, model::Error>> {
         if places.is_empty() {
             return Vec::new();
         }
+        let columns = serving.model.schema().columns();
         let row = |at: usize| &rows[at * columns..(at + 1) * columns];
         let run = match places.len() * columns == rows.len() {
             true => serving.model.score_batch(rows),
@@ -247,8 +248,10 @@ impl Engine {
             Err(_) => places.iter().map(|at| serving.model.score(row(*at))).collect(),
         };
         if let Some(trial) = serving.canary(addressed) {
-            scores.iter().for_each(|score| match score {
-                Ok(score) => trial.scored(Arm::Champion, None, *score),
+            scores.iter().zip(places).for_each(|(score, at)| match score {
+                Ok(score) => {
+                    trial.scored(Arm::Champion, None, *score, trial.ticket(&records[*at].customer_id));
+                }
                 Err(error) => trial.failed(Arm::Champion, Some(error)),
             });
         }

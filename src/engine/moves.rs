@@ -16,7 +16,7 @@ use crate::domain::rollout::Plan;
 use crate::domain::score::Score;
 use crate::domain::slots::{Colour, Slots};
 use crate::ledger::{Change, Inputs, Recalled};
-use crate::model::Model;
+use crate::model::{self, Model};
 
 /// Who asks for a move, and why.
 #[derive(Debug, Clone, Default)]
@@ -276,7 +276,7 @@ impl Engine {
             let champion = held.in_slot(held.slots.champion()).map(|loaded| loaded.model.clone());
             (champion.ok_or_else(|| self.unknown(&deck.name))?, held.policy.clone())
         };
-        let staged = self.shelf.load(&deck.name, version).map_err(|error| vec![error.to_string()]);
+        let staged = self.shelf.load(&deck.name, version).map_err(|error| reasons_of(&error));
         let staged = staged.and_then(|loaded| {
             let (notes, breaking) = shelf::differences(live.card(), loaded.model.card());
             if breaking.is_empty() || allow_breaking { Ok((loaded, [notes, breaking].concat())) } else { Err(breaking) }
@@ -362,6 +362,18 @@ impl Engine {
             }
         }
         Ok(comparer.end())
+    }
+}
+
+/// Why a bundle cannot be used: each problem by itself, or the failure with its cause.
+fn reasons_of(error: &model::Error) -> Vec<String> {
+    use std::error::Error as _;
+    match error {
+        model::Error::Bundle { problems, .. } | model::Error::Probe { problems, .. } => problems.clone(),
+        error => vec![match error.source() {
+            Some(cause) => format!("{error}: {cause}"),
+            None => error.to_string(),
+        }],
     }
 }
 

@@ -150,14 +150,19 @@ impl Watches {
 }
 
 impl Trial {
-    fn takes(&self, customer_id: &str) -> bool {
-        self.exposure == Exposure::Canary
-            && (self.share >= 1.0 || assignment::place(&self.salt, customer_id) < self.share)
+    /// What assigns a customer in this rollout.
+    pub(super) fn ticket(&self, customer_id: &str) -> u64 {
+        assignment::ticket(&self.salt, customer_id)
     }
 
-    pub(super) fn scored(&self, arm: Arm, took: Option<Duration>, score: Score) {
+    fn takes(&self, customer_id: &str) -> bool {
+        self.exposure == Exposure::Canary
+            && (self.share >= 1.0 || assignment::place(self.ticket(customer_id)) < self.share)
+    }
+
+    pub(super) fn scored(&self, arm: Arm, took: Option<Duration>, score: Score, ticket: u64) {
         let edges = &self.champion.model.baseline().score.edges;
-        self.watches.of(arm).scored(took, score, edges, self.policy.tier_of(score));
+        self.watches.of(arm).scored(took, score, edges, self.policy.tier_of(score), ticket);
     }
 
     pub(super) fn failed(&self, arm: Arm, error: Option<&model::Error>) {

@@ -64,7 +64,8 @@ pub(super) async fn observe(State(shared): State<Shared>, mut request: Request, 
     }
     let status = response.status().as_u16();
     metrics.request(route, status, total);
-    if shared.request_share > 0.0 && fastrand::f64() < shared.request_share {
+    let request_share = shared.request_share();
+    if request_share > 0.0 && fastrand::f64() < request_share {
         let request_id = request_id.to_str().unwrap_or_default();
         tracing::info!(request_id, ?route, status, total_us = total.as_micros() as u64, "request");
     }

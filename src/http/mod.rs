@@ -21,7 +21,7 @@ mod wire_records;
 mod wire_slots;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use axum::Router;
@@ -96,7 +96,8 @@ pub struct Shared(Arc<Inner>);
 pub struct Inner {
     engine: Arc<Engine>,
     limits: Limits,
-    request_share: f64,
+    /// The bits of an `f64`, which may change at run time.
+    request_share: AtomicU64,
     onnxruntime: &'static str,
     batches: Arc<Semaphore>,
     in_flight: Arc<Semaphore>,
@@ -125,7 +126,7 @@ impl Shared {
     pub fn new(engine: Arc<Engine>, limits: Limits, request_share: f64, onnxruntime: &'static str) -> Self {
         Self(Arc::new(Inner {
             engine,
-            request_share,
+            request_share: AtomicU64::new(request_share.to_bits()),
             onnxruntime,
             batches: Arc::new(Semaphore::new(limits.batches_max)),
             in_flight: Arc::new(Semaphore::new(limits.in_flight_max)),
@@ -134,6 +135,16 @@ impl Shared {
             draining: AtomicBool::new(false),
             contract: contract(),
         }))
+    }
+
+    /// The share of requests that get a line in the log, 0 to 1.
+    fn request_share(&self) -> f64 {
+        f64::from_bits(self.request_share.load(Ordering::Relaxed))
+    }
+
+    /// Logs another share of requests from now on.
+    pub fn set_request_share(&self, share: f64) {
+        self.request_share.store(share.to_bits(), Ordering::Relaxed);
     }
 
     /// From now on the service is not ready for traffic.

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::prelude::*;
+use tracing_subscriber::reload;
 
 /// Lines that may wait to be written; more are dropped, not waited for.
 const LINES_MAX: usize = 16_384;
@@ -53,21 +54,45 @@ impl Options {
     }
 }
 
-/// Starts the log for the process; dropping the guard writes what still waits. A second start is ignored.
-pub fn start(options: &Options) -> WorkerGuard {
-    let (writer, guard) =
-        NonBlockingBuilder::default().buffered_lines_limit(LINES_MAX).lossy(true).finish(std::io::stderr());
-    let level = match options.level {
+/// The running log; dropping it writes what still waits.
+pub struct Log {
+    _guard: WorkerGuard,
+    set: Box<dyn Fn(LevelFilter) + Send>,
+}
+
+impl std::fmt::Debug for Log {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Log").finish_non_exhaustive()
+    }
+}
+
+impl Log {
+    /// Lets lines of another severity through from now on.
+    pub fn set_level(&self, level: Level) {
+        (self.set)(filter(level));
+    }
+}
+
+fn filter(level: Level) -> LevelFilter {
+    match level {
         Level::Error => LevelFilter::ERROR,
         Level::Warn => LevelFilter::WARN,
         Level::Info => LevelFilter::INFO,
         Level::Debug => LevelFilter::DEBUG,
-    };
+    }
+}
+
+/// Starts the log for the process. A second start is ignored.
+pub fn start(options: &Options) -> Log {
+    let (writer, guard) =
+        NonBlockingBuilder::default().buffered_lines_limit(LINES_MAX).lossy(true).finish(std::io::stderr());
+    let (level, handle) = reload::Layer::new(filter(options.level));
     let layer = tracing_subscriber::fmt::layer().with_writer(writer).with_target(false);
     let registry = tracing_subscriber::registry();
     let _ = match options.format {
         Format::Json => registry.with(layer.json().flatten_event(true).with_filter(level)).try_init(),
         Format::Text => registry.with(layer.with_ansi(false).with_filter(level)).try_init(),
     };
-    guard
+    // Without a subscriber there is nothing to be set.
+    Log { _guard: guard, set: Box::new(move |level| drop(handle.reload(level))) }
 }

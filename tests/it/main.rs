@@ -11,4 +11,5 @@ mod outcomes;
 mod problems;
 mod score;
 mod service;
+mod slots;
 mod startup;

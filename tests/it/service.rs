@@ -19,6 +19,7 @@ pub(crate) struct Service {
     /// The directory of its ledger.
     pub(crate) ledger: std::path::PathBuf,
     _directory: Option<tempfile::TempDir>,
+    pub(crate) reload: tokio::sync::mpsc::Sender<Config>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -52,13 +53,23 @@ impl Service {
         let app = App::start(config(&overrides).expect("a legal configuration")).expect("a service");
         let (data, admin) = (app.data_address(), app.admin_address());
         let (stop, stopped) = oneshot::channel::<()>();
+        let (reload, reloads) = tokio::sync::mpsc::channel(1);
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-            runtime.block_on(app.run(async {
+            let stop = async {
                 let _ = stopped.await;
-            }));
+            };
+            runtime.block_on(app.run(stop, reloads));
         });
-        Self { data, admin, ledger: ledger.to_owned(), _directory: None, stop: Some(stop), thread: Some(thread) }
+        Self {
+            data,
+            admin,
+            ledger: ledger.to_owned(),
+            _directory: None,
+            reload,
+            stop: Some(stop),
+            thread: Some(thread),
+        }
     }
 
     /// Tells the service to stop, as SIGTERM does, and goes on at once.
@@ -80,6 +91,11 @@ impl Service {
 
     pub(crate) async fn get_admin(&self, path: &str) -> Answer {
         send(Method::GET, format!("http://{}{path}", self.admin), &[], Vec::new()).await
+    }
+
+    pub(crate) async fn post_admin(&self, path: &str, headers: &[(&str, &str)], body: &Value) -> Answer {
+        let headers = [&[("content-type", "application/json")], headers].concat();
+        send(Method::POST, format!("http://{}{path}", self.admin), &headers, body.to_string().into()).await
     }
 
     pub(crate) async fn post(&self, path: &str, body: &Value) -> Answer {
