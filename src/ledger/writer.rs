@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, Transaction, params};
 
-use super::courier::{self, Reply};
+use super::courier::{self, Reply, Sent};
 use super::desk::Desk;
 use super::keys::{Keys, Pseudonym, hex};
 use super::record::Draft;
@@ -115,10 +115,8 @@ impl Writer {
     }
 
     /// Commits a group and keeps its promises.
-    fn write(&mut self, group: Vec<(Vec<Draft>, Option<Reply>)>, count: usize) {
-        let (drafts, replies): (Vec<_>, Vec<_>) = group.into_iter().unzip();
-        let drafts: Vec<Draft> = drafts.into_iter().flatten().collect();
-        let mut outcome = self.commit(&drafts);
+    fn write(&mut self, group: Vec<Sent>, count: usize) {
+        let mut outcome = self.commit(&group);
         // Nobody waits for a buffered record, so nobody could be told: it is tried until it is there. What comes meanwhile
         // finds the queue full.
         while outcome.is_err()
@@ -126,17 +124,17 @@ impl Writer {
             && !self.desk.state.closing.load(Ordering::Relaxed)
         {
             std::thread::sleep(RETRY);
-            outcome = self.commit(&drafts);
+            outcome = self.commit(&group);
         }
         self.desk.state.waiting.fetch_sub(count, Ordering::Relaxed);
-        courier::deliver(replies.into_iter().flatten(), &outcome.map_err(|error| cause(&error)));
+        courier::deliver(group, &outcome.map_err(|error| cause(&error)));
     }
 
-    fn commit(&mut self, drafts: &[Draft]) -> Result<(), Error> {
+    fn commit(&mut self, group: &[Sent]) -> Result<(), Error> {
         let result = self.transact(|desk, transaction| {
             let mut head = desk.head;
             let mut fresh = Vec::new();
-            for draft in drafts {
+            for draft in group.iter().flat_map(|(drafts, _)| drafts) {
                 desk.append(transaction, draft, &mut head, &mut fresh)?;
             }
             Ok((head, fresh))
@@ -193,7 +191,7 @@ impl Writer {
 
     fn act(&mut self, action: &Action) -> Result<(), Error> {
         let draft = self.desk.action_draft(action);
-        self.commit(&[draft])
+        self.commit(&[(vec![draft], None)])
     }
 
     fn erase(&mut self, customers: &[Pseudonym]) -> Result<bool, Error> {
