@@ -21,13 +21,15 @@ const CHECKPOINT_BYTES: i64 = 16 << 20;
 const LOG_BYTES_MAX: i64 = 64 << 20;
 
 impl Writer {
-    /// One step of each thing that can wait: whether there may be more. One that fails does not keep the others.
-    pub(super) fn chore(&mut self) -> bool {
+    /// One step of each thing that can wait: whether there may be more. One that fails does not keep the others. The index waits
+    /// until there is `time`: one step of it dirties pages all over, as many as thousands of records do.
+    pub(super) fn chore(&mut self, time: bool) -> bool {
         let mut more = false;
         let mut failed = None;
         let scrubbed = self.scrub().map(|()| false);
+        let indexed = if time { self.index() } else { Ok(true) };
         for (what, step) in
-            [("scrub", scrubbed), ("index", self.index()), ("rewrap", self.rewrap()), ("forget", self.forget())]
+            [("scrub", scrubbed), ("index", indexed), ("rewrap", self.rewrap()), ("forget", self.forget())]
         {
             match step {
                 Ok(rest) => more |= rest,

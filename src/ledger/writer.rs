@@ -60,9 +60,10 @@ impl Writer {
         // Whether there may be work to do when nothing waits.
         let mut chores = true;
         let mut last_chore = Instant::now();
+        let mut last_count = 0;
         loop {
             if chores && last_chore.elapsed() > CHORE_EVERY {
-                chores = self.chore();
+                chores = self.chore(last_count < GROUP_WORTH / 4);
                 last_chore = Instant::now();
             }
             let patience = if chores { LULL } else { IDLE };
@@ -70,7 +71,7 @@ impl Writer {
                 Ok(command) => Some(command),
                 Err(RecvTimeoutError::Timeout) => {
                     self.try_again();
-                    chores = self.chore();
+                    chores = self.chore(true);
                     last_chore = Instant::now();
                     continue;
                 }
@@ -93,6 +94,7 @@ impl Writer {
                 next = if count < GROUP_MAX { commands.try_recv().ok() } else { None };
             }
             if !group.is_empty() {
+                last_count = count;
                 self.restart_log();
                 self.write(group, count);
                 if self.desk.head.seq - self.indexed > INDEX_LAG_MAX {
