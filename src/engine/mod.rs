@@ -99,7 +99,7 @@ impl Engine {
         &self,
         serving: &Serving,
         record: &Record,
-        inputs: Bytes,
+        inputs: &[u8],
     ) -> Result<(Decision, Stages, Receipt), Error> {
         let begun = Instant::now();
         let mut row: SmallVec<[f32; 64]> = smallvec![0.0; serving.model.schema().columns()];
@@ -110,7 +110,7 @@ impl Engine {
         let decision = self.decision(serving, score, self.now_ms());
         let stages = Stages { encode: encoded - begun, infer: inferred - encoded, policy: inferred.elapsed() };
         let receipt = match &self.ledger {
-            Some(ledger) => ledger.record(&decision, &record.customer_id, inputs)?,
+            Some(ledger) => ledger.record(&decision, &record.customer_id, Bytes::copy_from_slice(inputs))?,
             None => Receipt::done(),
         };
         self.count(serving, &decision);
