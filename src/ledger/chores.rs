@@ -18,7 +18,7 @@ const STEP: i64 = 512;
 const CHECKPOINT_BYTES: i64 = 16 << 20;
 /// The size from which it is started anew. Under a load that never pauses some of it is always still to be copied, so that
 /// it would only grow: then the writer copies the rest itself, which is little.
-const LOG_BYTES_MAX: i64 = 64 << 20;
+const LOG_BYTES_MAX: i64 = 96 << 20;
 
 impl Writer {
     /// One step of each thing that can wait: whether there may be more. One that fails does not keep the others. The index waits
