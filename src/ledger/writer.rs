@@ -17,6 +17,8 @@ use super::{Action, Error, Promise};
 
 /// Records of one commit.
 const GROUP_MAX: usize = 4_096;
+/// Records that are worth a commit: with more it costs hardly less for each.
+const GROUP_WORTH: usize = 64;
 /// How long to wait for work when there is nothing else to do, before looking again.
 pub(super) const IDLE: Duration = Duration::from_millis(100);
 /// How long nothing has to come before a chore is done, and how often one is done although something comes.
@@ -80,10 +82,11 @@ impl Writer {
             chores = true;
             if matches!(next, Some(Command::Append { .. })) {
                 // A lone record is written at once; under load groups are given time to grow, as a commit costs the same
-                // for one record as for some dozens.
-                let since = self.desk.committed.elapsed();
-                if since < interval {
-                    std::thread::sleep(interval - since);
+                // for one record as for some dozens. Where these are there half-way, they need not wait for more.
+                let mut since = self.desk.committed.elapsed();
+                while since < interval && self.desk.state.waiting() < GROUP_WORTH {
+                    std::thread::sleep((interval - since).min(interval / 2));
+                    since = self.desk.committed.elapsed();
                 }
             }
             let mut group = Vec::new();
