@@ -5,7 +5,6 @@ mod customers;
 
 use std::hint::black_box;
 
-use bytes::Bytes;
 use criterion::{Criterion, Throughput};
 
 /// Rows of one run, as `Engine::decide_batch` takes them.
@@ -53,7 +52,7 @@ fn measure(criterion: &mut Criterion, service: &customers::Service, name: &str) 
         let mut records = records.iter().cycle();
         bencher.iter(|| {
             let record = records.next().expect("a cycle");
-            service.engine.decide(&serving, black_box(record), Bytes::new(), None).expect("a decision")
+            service.engine.decide(&serving, black_box(record), b"", None).expect("a decision")
         });
     });
 }

@@ -60,7 +60,7 @@ impl Engine {
         &self,
         serving: &Serving,
         record: &Record,
-        inputs: Bytes,
+        inputs: &[u8],
         addressed: Option<Arm>,
     ) -> Result<(Decision, Stages, Receipt), Error> {
         let begun = Instant::now();
@@ -72,7 +72,7 @@ impl Engine {
         let decision = self.decision(serving, score, arm, self.now_ms());
         let stages = Stages { encode: encoded - begun, infer: inferred - encoded, policy: inferred.elapsed() };
         let receipt = match &self.ledger {
-            Some(ledger) => ledger.record(&decision, &record.customer_id, inputs)?,
+            Some(ledger) => ledger.record(&decision, &record.customer_id, Bytes::copy_from_slice(inputs))?,
             None => Receipt::done(),
         };
         candidate(serving, arm).count(decision.tier);

@@ -66,7 +66,10 @@ async fn answer(
     let record =
         extract::record(value, |record| shared.engine.violations(&serving, record)).map_err(Problem::invalid)?;
     let parse = begun.elapsed();
-    let (decision, stages, receipt) = shared.engine.decide(&serving, &record, body.clone(), addressed)?;
+    let (decision, stages, receipt) = shared.engine.decide(&serving, &record, &body, addressed)?;
+    // Both stand in the connection's buffer: while they are held over an await, it has to allocate another one to go on.
+    drop(record);
+    drop((body, headers));
     let waiting = Instant::now();
     receipt.kept().await.map_err(engine::Error::from)?;
     let ledger = waiting.elapsed();

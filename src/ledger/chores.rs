@@ -1,7 +1,6 @@
 //! What the writer does when nothing waits, a step at a time: the index of customers, keys wrapped anew, retention, destroyed
 //! keys overwritten. And the thread that brings the write-ahead log into the database.
 
-use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
@@ -15,20 +14,22 @@ use super::{Action, Error, State};
 
 /// Rows of one step: few, as somebody may come.
 const STEP: i64 = 512;
-/// The size of the write-ahead log from which it is copied into the database, in bytes.
-const CHECKPOINT_BYTES: u64 = 16 << 20;
+/// The size of what is to be copied of the write-ahead log from which that is done, in bytes.
+const CHECKPOINT_BYTES: i64 = 16 << 20;
 /// The size from which it is started anew. Under a load that never pauses some of it is always still to be copied, so that
 /// it would only grow: then the writer copies the rest itself, which is little.
-const LOG_BYTES_MAX: i64 = 64 << 20;
+const LOG_BYTES_MAX: i64 = 96 << 20;
 
 impl Writer {
-    /// One step of each thing that can wait: whether there may be more. One that fails does not keep the others.
-    pub(super) fn chore(&mut self) -> bool {
+    /// One step of each thing that can wait: whether there may be more. One that fails does not keep the others. The index waits
+    /// until there is `time`: one step of it dirties pages all over, as many as thousands of records do.
+    pub(super) fn chore(&mut self, time: bool) -> bool {
         let mut more = false;
         let mut failed = None;
         let scrubbed = self.scrub().map(|()| false);
+        let indexed = if time { self.index() } else { Ok(true) };
         for (what, step) in
-            [("scrub", scrubbed), ("index", self.index()), ("rewrap", self.rewrap()), ("forget", self.forget())]
+            [("scrub", scrubbed), ("index", indexed), ("rewrap", self.rewrap()), ("forget", self.forget())]
         {
             match step {
                 Ok(rest) => more |= rest,
@@ -47,7 +48,7 @@ impl Writer {
     pub(super) fn restart_log(&mut self) {
         if self.desk.state.log_full.swap(false, Ordering::Relaxed) {
             // Where it fails, or a reader is in the way, it is asked for again.
-            let _ = checkpoint(&self.database);
+            let _ = checkpoint(&self.database, "PASSIVE");
         }
     }
 
@@ -166,16 +167,14 @@ impl Writer {
 /// Copies the write-ahead log into the database from time to time, until `stopped`. On a thread of its own: it waits for the
 /// disk, which no commit should.
 pub(super) fn checkpoints(database: &Connection, state: &State, stopped: &Receiver<()>) {
-    let log = database.path().map(|path| PathBuf::from(format!("{path}-wal")));
     while stopped.recv_timeout(IDLE) == Err(RecvTimeoutError::Timeout) {
-        let bytes = log.as_ref().and_then(|log| std::fs::metadata(log).ok()).map_or(0, |log| log.len());
-        if bytes < CHECKPOINT_BYTES {
+        let mut rest = checkpoint(database, "NOOP").unwrap_or_default();
+        if rest.left * store::PAGE_BYTES < CHECKPOINT_BYTES && rest.pages * store::PAGE_BYTES <= LOG_BYTES_MAX {
             continue;
         }
         // What comes during one pass is little for the next one.
-        let mut rest = Rest::default();
         for _ in 0..3 {
-            rest = checkpoint(database).unwrap_or_default();
+            rest = checkpoint(database, "PASSIVE").unwrap_or_default();
             if rest.left == 0 {
                 break;
             }
@@ -197,9 +196,9 @@ struct Rest {
     left: i64,
 }
 
-/// Copies what nobody reads any more.
-fn checkpoint(database: &Connection) -> Result<Rest, Error> {
-    let (pages, copied): (i64, i64) =
-        database.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| Ok((row.get(1)?, row.get(2)?)))?;
+/// Copies what nobody reads any more, with the mode PASSIVE; with NOOP it only tells.
+fn checkpoint(database: &Connection, mode: &str) -> Result<Rest, Error> {
+    let sql = format!("PRAGMA wal_checkpoint({mode})");
+    let (pages, copied): (i64, i64) = database.query_row(&sql, [], |row| Ok((row.get(1)?, row.get(2)?)))?;
     Ok(Rest { pages, left: pages - copied })
 }

@@ -79,12 +79,16 @@ impl Desk {
         fresh: &mut Vec<(Pseudonym, CustomerKey)>,
     ) -> Result<(), Error> {
         let keys = self.keys.load_full();
+        // What an entry borrows.
+        let (id, version, digest);
         let (entry, row) = match draft {
             Draft::Decision { decision, pseudonym, inputs } => {
-                let (row, version) = self.version(transaction, decision)?;
+                let row;
+                (row, version) = self.version(transaction, decision)?;
                 let key = self.customer_key(transaction, &keys, pseudonym, fresh)?;
-                let id = decision.id.bytes();
+                id = decision.id.bytes();
                 let sealed = keys::seal_inputs(&key, self.nonces.next(), &id, inputs, self.options.inputs)?;
+                digest = sealed.digest;
                 let tier = decision.tier();
                 let answer = Answer {
                     score: decision.score.value(),
@@ -96,12 +100,12 @@ impl Desk {
                     seq: head.seq + 1,
                     kind: Kind::Decision.name().into(),
                     at_ms: decision.decided_at_ms as i64,
-                    id: id.to_vec().into(),
+                    id: id.as_slice().into(),
                     customer: Some(pseudonym.as_slice().into()),
-                    version: Some(version.to_vec().into()),
+                    version: Some(version.as_slice().into()),
                     answer: Some(answer),
                     body: "{}".into(),
-                    digest: Some(sealed.digest.to_vec().into()),
+                    digest: Some(digest.as_slice().into()),
                     sealed: sealed.ciphertext.map(Cow::Owned),
                     key_version: keys.version(),
                 };

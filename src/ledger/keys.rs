@@ -7,7 +7,7 @@ use std::io::Write;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use aes_gcm::aead::{Aead, KeyInit as _, Payload};
+use aes_gcm::aead::{Aead, AeadInOut, KeyInit as _, Payload};
 use aes_gcm::{Aes256Gcm, Nonce};
 use hkdf::Hkdf;
 use hmac::{Hmac, Mac};
@@ -27,6 +27,7 @@ pub(super) type Link = [u8; 32];
 type HmacSha256 = Hmac<Sha256>;
 
 const NONCE: usize = 12;
+const TAG: usize = 16;
 
 /// The file as it is written: the newest master secret last.
 #[derive(Serialize, Deserialize)]
@@ -254,9 +255,13 @@ pub(super) fn open_inputs(key: &CustomerKey, id: &[u8; 16], ciphertext: &[u8]) -
 }
 
 fn seal(cipher: &Aes256Gcm, nonce: [u8; NONCE], message: &[u8], bound_to: &[u8]) -> Result<Vec<u8>, Error> {
-    let text =
-        cipher.encrypt(&Nonce::from(nonce), Payload { msg: message, aad: bound_to }).map_err(|_| Error::Sealed)?;
-    Ok([&nonce[..], &text].concat())
+    let mut sealed = Vec::with_capacity(NONCE + message.len() + TAG);
+    sealed.extend_from_slice(&nonce);
+    sealed.extend_from_slice(message);
+    let text = (&mut sealed[NONCE..]).into();
+    let tag = cipher.encrypt_inout_detached(&Nonce::from(nonce), bound_to, text).map_err(|_| Error::Sealed)?;
+    sealed.extend_from_slice(&tag);
+    Ok(sealed)
 }
 
 fn open(cipher: &Aes256Gcm, sealed: &[u8], bound_to: &[u8]) -> Result<Vec<u8>, Error> {

@@ -32,7 +32,8 @@ pub struct Options {
     pub queue_max: usize,
     /// How long an answer may wait for its record, in milliseconds; then the service answers 503.
     pub wait_ms_max: u64,
-    /// The least time between two commits under load, in microseconds: longer groups are cheaper, shorter ones faster.
+    /// The time between two commits under load, in microseconds, half of it where enough wait by then: longer groups are
+    /// cheaper, shorter ones faster.
     pub commit_interval_us: u64,
     /// Records older than this are removed, in days; 0 keeps all.
     pub retention_days: u32,

@@ -12,6 +12,8 @@ use super::{Error, Promise};
 
 /// The size of a page of a new database.
 pub(super) const PAGE_BYTES: i64 = 8_192;
+/// The largest write-ahead log that stays as large when it starts anew.
+const LOG_BYTES_KEPT: i64 = 192 << 20;
 /// How long to wait for another process that holds the database, such as a tool that writes.
 pub(super) const BUSY: std::time::Duration = std::time::Duration::from_secs(5);
 
@@ -99,8 +101,8 @@ pub(super) fn open(path: &Path, promise: Promise) -> Result<Connection, Error> {
     // Larger than usual: a group is some twenty kilobytes, and a page of the log costs two writes, whatever its size.
     database.pragma_update(None, "page_size", PAGE_BYTES)?;
     database.pragma_update(None, "journal_mode", "wal")?;
-    // A log that was large once is cut when it starts anew, so that its size tells how much there is to copy.
-    database.pragma_update(None, "journal_size_limit", 8 << 20)?;
+    // Only a log that somebody who read for long made large is cut when it starts anew: it takes as long as writing it.
+    database.pragma_update(None, "journal_size_limit", LOG_BYTES_KEPT)?;
     // In WAL mode NORMAL keeps every commit over the end of the process, FULL over the loss of power.
     database.pragma_update(None, "synchronous", if promise == Promise::Fsynced { "full" } else { "normal" })?;
     // The place of a key that was destroyed is overwritten, not just given free.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, Transaction, params};
 
-use super::courier::{self, Reply};
+use super::courier::{self, Reply, Sent};
 use super::desk::Desk;
 use super::keys::{Keys, Pseudonym, hex};
 use super::record::Draft;
@@ -17,6 +17,8 @@ use super::{Action, Change, Error, Promise};
 
 /// Records of one commit.
 const GROUP_MAX: usize = 4_096;
+/// Records that are worth a commit: with more it costs hardly less for each.
+const GROUP_WORTH: usize = 64;
 /// How long to wait for work when there is nothing else to do, before looking again.
 pub(super) const IDLE: Duration = Duration::from_millis(100);
 /// How long nothing has to come before a chore is done, and how often one is done although something comes.
@@ -61,9 +63,10 @@ impl Writer {
         // Whether there may be work to do when nothing waits.
         let mut chores = true;
         let mut last_chore = Instant::now();
+        let mut last_count = 0;
         loop {
             if chores && last_chore.elapsed() > CHORE_EVERY {
-                chores = self.chore();
+                chores = self.chore(last_count < GROUP_WORTH / 4);
                 last_chore = Instant::now();
             }
             let patience = if chores { LULL } else { IDLE };
@@ -71,7 +74,7 @@ impl Writer {
                 Ok(command) => Some(command),
                 Err(RecvTimeoutError::Timeout) => {
                     self.try_again();
-                    chores = self.chore();
+                    chores = self.chore(true);
                     last_chore = Instant::now();
                     continue;
                 }
@@ -80,10 +83,11 @@ impl Writer {
             chores = true;
             if matches!(next, Some(Command::Append { .. })) {
                 // A lone record is written at once; under load groups are given time to grow, as a commit costs the same
-                // for one record as for some dozens.
-                let since = self.desk.committed.elapsed();
-                if since < interval {
-                    std::thread::sleep(interval - since);
+                // for one record as for some dozens. Where these are there half-way, they need not wait for more.
+                let mut since = self.desk.committed.elapsed();
+                while since < interval && self.desk.state.waiting() < GROUP_WORTH {
+                    std::thread::sleep((interval - since).min(interval / 2));
+                    since = self.desk.committed.elapsed();
                 }
             }
             let mut group = Vec::new();
@@ -94,6 +98,7 @@ impl Writer {
                 next = if count < GROUP_MAX { commands.try_recv().ok() } else { None };
             }
             if !group.is_empty() {
+                last_count = count;
                 self.restart_log();
                 self.write(group, count);
                 if self.desk.head.seq - self.indexed > INDEX_LAG_MAX {
@@ -117,10 +122,8 @@ impl Writer {
     }
 
     /// Commits a group and keeps its promises.
-    fn write(&mut self, group: Vec<(Vec<Draft>, Option<Reply>)>, count: usize) {
-        let (drafts, replies): (Vec<_>, Vec<_>) = group.into_iter().unzip();
-        let drafts: Vec<Draft> = drafts.into_iter().flatten().collect();
-        let mut outcome = self.commit(&drafts);
+    fn write(&mut self, group: Vec<Sent>, count: usize) {
+        let mut outcome = self.commit(&group);
         // Nobody waits for a buffered record, so nobody could be told: it is tried until it is there. What comes meanwhile
         // finds the queue full.
         while outcome.is_err()
@@ -128,17 +131,17 @@ impl Writer {
             && !self.desk.state.closing.load(Ordering::Relaxed)
         {
             std::thread::sleep(RETRY);
-            outcome = self.commit(&drafts);
+            outcome = self.commit(&group);
         }
         self.desk.state.waiting.fetch_sub(count, Ordering::Relaxed);
-        courier::deliver(replies.into_iter().flatten(), &outcome.map_err(|error| cause(&error)));
+        courier::deliver(group, &outcome.map_err(|error| cause(&error)));
     }
 
-    fn commit(&mut self, drafts: &[Draft]) -> Result<(), Error> {
+    fn commit(&mut self, group: &[Sent]) -> Result<(), Error> {
         let result = self.transact(|desk, transaction| {
             let mut head = desk.head;
             let mut fresh = Vec::new();
-            for draft in drafts {
+            for draft in group.iter().flat_map(|(drafts, _)| drafts) {
                 desk.append(transaction, draft, &mut head, &mut fresh)?;
             }
             Ok((head, fresh))
@@ -195,7 +198,7 @@ impl Writer {
 
     fn act(&mut self, action: &Action) -> Result<(), Error> {
         let draft = self.desk.action_draft(action);
-        self.commit(&[draft])
+        self.commit(&[(vec![draft], None)])
     }
 
     fn erase(&mut self, customers: &[Pseudonym]) -> Result<bool, Error> {
