@@ -158,10 +158,14 @@ pub fn contract() -> utoipa::openapi::OpenApi {
     routes().into_openapi()
 }
 
+fn admin_contract() -> utoipa::openapi::OpenApi {
+    operating().merge(health()).into_openapi()
+}
+
 /// The contract as the text of `openapi/mainstay.yaml`, or that of the admin plane as `openapi/admin.yaml`.
 pub fn contract_yaml(admin: bool) -> String {
     let head = "# Generated from the code by `make openapi`; a test compares it. Do not edit.\n";
-    let contract = if admin { operating().merge(health()).into_openapi() } else { contract() };
+    let contract = if admin { admin_contract() } else { contract() };
     format!("{head}{}", contract.to_yaml().unwrap_or_default())
 }
 
@@ -233,6 +237,7 @@ pub fn data_plane(shared: &Shared) -> Router {
 pub fn admin_plane(shared: &Shared) -> Router {
     let router = Router::from(health())
         .merge(Router::from(operating()))
+        .route("/openapi.json", axum::routing::get(|| async { axum::Json(admin_contract()) }))
         .route("/metrics", axum::routing::get(admin::metrics))
         .route("/v1/ledger/backup", axum::routing::post(admin::backup))
         .route("/v1/ledger/rotate-keys", axum::routing::post(admin::rotate_keys));
