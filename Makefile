@@ -62,6 +62,10 @@ show-score: ## The evidence: score all rows of DATA through a fresh clone
 show-record: runtime ## The evidence of the ledger: kills, tampering, full and slow disk, rate, cost, replay, erasure
 	$(PYTHON) scripts/show_record.py $(ARGS)
 
+.PHONY: show-swap
+show-swap: runtime ## The evidence of slots and rollouts: swaps under load, faulty and good challengers, kills; ARGS="--only STEP"
+	$(PYTHON) scripts/show_swap.py $(ARGS)
+
 .PHONY: image
 image: ## Build the container image and prove it by running it; ARGS=--local-base where no registry is reached
 	scripts/image.sh $(ARGS)

@@ -8,7 +8,7 @@ use anyhow::Context;
 use tokio::sync::mpsc;
 
 use crate::config::{Config, Serve};
-use crate::engine::{Engine, Entry, PolicyError, Serving, Setup, Shelf, read_policy};
+use crate::engine::{Engine, Entry, Options, PolicyError, Serving, Setup, Shelf, read_policy};
 use crate::http::{self, Server, ServerOptions, Shared};
 use crate::ledger::{Action, Ledger, Promise};
 use crate::model::{LoadOptions, Runtime};
@@ -17,6 +17,10 @@ use crate::telemetry::Metrics;
 /// How often what was recorded is folded into the histograms.
 const FOLD: Duration = Duration::from_secs(1);
 
+/// Threads of the admin plane that may wait for a disk or a lock.
+const ADMIN_THREADS: usize = 4;
+/// The niceness of threads that do batches: far behind those that answer single customers.
+const BATCH_NICE: i32 = 10;
 /// The niceness of the shadow: the last of all.
 const SHADOW_NICE: i32 = 19;
 /// How often rollouts are looked at: a broken guardrail acts within this.
@@ -55,10 +59,11 @@ impl App {
         let admin = bind("admin.listen", config.admin.listen)?;
         // The admin plane answers while the data plane is saturated: a thread and a runtime of its own.
         let alone = ServerOptions { workers: 1, ..config.server.clone() };
-        let admin = Server::start("admin", admin, http::admin_plane(&shared), &alone, 1, &metrics)
+        let admin = Server::start("admin", admin, http::admin_plane(&shared), &alone, ADMIN_THREADS, None, &metrics)
             .context("cannot start the admin plane")?;
-        let data = Server::start("http", data, http::data_plane(&shared), &config.server, batches, &metrics)
-            .context("cannot start the data plane")?;
+        let data =
+            Server::start("http", data, http::data_plane(&shared), &config.server, batches, Some(BATCH_NICE), &metrics)
+                .context("cannot start the data plane")?;
         tracing::info!(
             http = %data.address(),
             admin = %admin.address(),
@@ -93,8 +98,27 @@ impl App {
         self.engine.set_options(next.rollouts.clone());
         self.shared.set_request_share(next.log.request_share);
         tracing::info!(changed = taken.join(", "), needs_a_restart = waiting.join(", "), "configuration read again");
-        self.config.rollouts = next.rollouts;
+        let shadow_queue_max = self.config.rollouts.shadow_queue_max;
+        self.config.rollouts = Options { shadow_queue_max, ..next.rollouts };
         self.config.log = next.log;
+        self.tell_policies();
+    }
+
+    /// Says which policy files are not what is in force: a file by itself changes nothing.
+    fn tell_policies(&self) {
+        for entry in &self.config.models.serve {
+            let path = entry.policy.as_deref().unwrap_or(&self.config.models.policy);
+            let in_force = self.engine.serving(Some(&entry.name)).map(|serving| serving.policy.clone());
+            match (read_policy(path), in_force) {
+                (Ok(policy), Ok(in_force)) if policy.document() != in_force.document() => tracing::warn!(
+                    model = entry.name,
+                    file = %path.display(),
+                    "the file is not the policy in force: `mainstay policy apply` puts it there"
+                ),
+                (Err(error), _) => tracing::warn!(model = entry.name, cause = %error, "the policy file cannot be used"),
+                _ => {}
+            }
+        }
     }
 
     /// Serves until `stop` is done, then drains: readiness off, no more connections, requests in flight ended, all bounded. On its
@@ -130,13 +154,16 @@ fn behind(engine: &Arc<Engine>) -> std::io::Result<Vec<std::thread::JoinHandle<(
     let (looks, shadow) = (engine.clone(), engine.clone());
     let look = std::thread::Builder::new().name("mainstay-rollouts".to_owned()).spawn(move || {
         while !looks.is_closing() {
-            looks.tick();
+            // Nothing would be rolled back any more if one look ended the thread. The panic is logged where it happens.
+            let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| looks.tick()));
             std::thread::park_timeout(TICK);
         }
     })?;
     let shadow = std::thread::Builder::new().name("mainstay-shadow".to_owned()).spawn(move || {
         http::give_way(SHADOW_NICE);
-        shadow.run_shadow();
+        while !shadow.is_closing() {
+            let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| shadow.run_shadow()));
+        }
     })?;
     Ok(vec![look, shadow])
 }
@@ -161,8 +188,8 @@ pub fn setup(
     ledger: Option<Ledger>,
 ) -> anyhow::Result<Setup> {
     let options = LoadOptions {
-        // A lane for every thread that may score at the same time: workers and the batch threads of each, and the shadow.
-        lanes: config.server.workers() + config.limits.batches_max + 1,
+        // A lane for every thread that may score at the same time: workers, batches, the shadow, replays.
+        lanes: config.server.workers() + config.limits.batches_max + 1 + http::LONG_MAX,
         row_p99_us_max: config.models.probe_row_p99_us_max,
     };
     let entry = |entry: &Serve| -> Result<Entry, PolicyError> {

@@ -26,13 +26,25 @@ pub fn psi_critical(n: u64, m: u64, bins: usize, z: f64) -> f64 {
     (1.0 / n as f64 + 1.0 / m as f64) * k * (1.0 - spread + z * spread.sqrt()).powi(3)
 }
 
+/// The value that a standard normal exceeds with probability `alpha`, 0 to 1 (both excluded), by bisection of its distribution.
+pub fn normal_quantile(alpha: f64) -> f64 {
+    let (mut low, mut high) = (-40.0, 40.0);
+    for _ in 0..80 {
+        let middle = (low + high) / 2.0;
+        let above = 0.5 * libm::erfc(middle / std::f64::consts::SQRT_2);
+        if above > alpha { low = middle } else { high = middle }
+    }
+    high
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn the_critical_value_is_the_known_one_and_is_kept() {
-        let z = 1.644_854;
+        let z = normal_quantile(0.05);
+        assert!((z - 1.644_854).abs() < 1e-5 && (normal_quantile(1e-4) - 3.719_016).abs() < 1e-5);
         // Simulated values of the level .05 at ten bins.
         for (n, m, expected) in [(100, 50_000, 0.170), (1_000, 1_000, 0.034), (10_000, 50_000, 0.002)] {
             assert!((psi_critical(n, m, 10, z) - expected).abs() < 0.0015, "{n} {m}");

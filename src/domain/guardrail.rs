@@ -12,10 +12,10 @@ pub const LATENCY_BINS: usize = 100;
 const GUARDRAILS: f64 = 5.0;
 /// The quantiles of latency that are compared.
 const QUANTILES: [f64; 3] = [0.5, 0.9, 0.99];
-/// The normal quantile of the level at which drift alarms: 1 in 10,000, as it is looked at many times.
-const DRIFT_Z: f64 = 3.719;
-/// PSI under which two histograms count as alike: the field's usual words are 0.1 and 0.25.
-const PSI_ALIKE: f64 = 0.1;
+/// The looks that the level of drift, whose statistic is only valid for one, is shared among.
+const DRIFT_LOOKS: f64 = 20.0;
+/// The share of `psi_max` under which two histograms count as alike: the field's usual words are 0.1 and 0.25.
+const PSI_ALIKE: f64 = 0.4;
 
 /// The limits of one rollout.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -46,7 +46,7 @@ impl Limits {
             ("error_margin", self.error_margin, 1e-6, 1.0),
             ("latency_ratio_max", self.latency_ratio_max, 1.0, 1e6),
             ("latency_floor_us", self.latency_floor_us, 0.0, 1e9),
-            ("psi_max", self.psi_max, PSI_ALIKE, 1e3),
+            ("psi_max", self.psi_max, 1e-3, 1e3),
             ("tier_shift_max", self.tier_shift_max, 1e-3, 1.0),
             ("alpha", self.alpha, 1e-9, 0.5),
         ] {
@@ -59,18 +59,21 @@ impl Limits {
     }
 }
 
-/// What was observed of one arm since the rollout began.
+/// What was observed of one arm since its step began. Customers count once, however often they are asked for: the arms have other
+/// customers, and a few that come again and again would look like a difference of the models.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Observed {
     /// Requests that it was to answer.
     pub requests: u64,
-    /// Of those, the ones that it failed at, for whatever cause.
-    pub errors: u64,
-    /// Of those, the ones whose score was no probability.
+    /// Customers among them.
+    pub customers: u64,
+    /// Customers that it failed at, for whatever cause.
+    pub failed: u64,
+    /// Requests whose score was no probability.
     pub non_finite: u64,
-    /// Times of a score, by [`latency_bin`].
+    /// Processor times of a score, taken of both models by turns on one thread, by [`latency_bin`].
     pub latency: Vec<u64>,
-    /// Scores, one of each customer, by the bins of the champion's baseline.
+    /// Scores, the first of each customer, by the bins of the champion's baseline.
     pub scores: Vec<u64>,
     /// Customers by tier, in the order of the policy.
     pub tiers: Vec<u64>,
@@ -155,22 +158,26 @@ fn decide(fail: bool, pass: bool) -> Verdict {
     }
 }
 
+/// Fails when failures are surely more frequent than the champion's, or surely over its rate and the margin: the first finds a small
+/// difference, the second also works where the champion has no customers left to compare with.
 fn error_rate(limits: &Limits, errors: &RateTest, champion: &Observed, challenger: &Observed) -> Reading {
-    let alpha = limits.alpha / GUARDRAILS;
+    let alpha = limits.alpha / GUARDRAILS / 2.0;
     let e_value = errors.e_value();
-    let (_, high) = share_interval(challenger.errors, challenger.requests, alpha);
-    let usual = champion.errors as f64 / champion.requests.max(1) as f64;
+    let (low, high) = share_interval(challenger.failed, challenger.customers, alpha);
+    let (_, usual_high) = share_interval(champion.failed, champion.customers, alpha);
+    let usual = champion.failed as f64 / champion.customers.max(1) as f64;
+    let limit = usual + limits.error_margin;
+    // Without a champion to look at, any failure over the margin is too much.
+    let limit_surely = if champion.customers == 0 { limit } else { usual_high + limits.error_margin };
     let figures = format!(
-        "{} of {} requests failed, {} of {} of the champion's; e-value {e_value:.3}, fails at {:.0}; at most {:.4} may be failing, passes under {:.4}",
-        challenger.errors,
-        challenger.requests,
-        champion.errors,
-        champion.requests,
+        "{} of {} customers failed, {} of {} of the champion's; e-value {e_value:.3}, fails at {:.0}; the share that fails is {low:.4} to {high:.4}, passes under {limit:.4}",
+        challenger.failed,
+        challenger.customers,
+        champion.failed,
+        champion.customers,
         1.0 / alpha,
-        high,
-        usual + limits.error_margin
     );
-    Reading::new("error_rate", decide(e_value >= 1.0 / alpha, high < usual + limits.error_margin), figures)
+    Reading::new("error_rate", decide(e_value >= 1.0 / alpha || low > limit_surely, high < limit), figures)
 }
 
 fn non_finite(limits: &Limits, challenger: &Observed) -> Reading {
@@ -181,29 +188,31 @@ fn non_finite(limits: &Limits, challenger: &Observed) -> Reading {
 }
 
 /// Compares latency by fixed bins: the challenger is slower when its share over a multiple of the champion's quantile is surely
-/// more than it would be at that quantile. At the median this finds a model that is slow always, at p99 one that is slow rarely.
+/// more than it would be at that quantile, and the champion's quantile is surely not higher. At the median this finds a model that
+/// is slow always, at p99 one that is slow rarely.
 fn latency(limits: &Limits, champion: &Observed, challenger: &Observed) -> Reading {
-    let alpha = limits.alpha / GUARDRAILS / QUANTILES.len() as f64;
+    let alpha = limits.alpha / GUARDRAILS / QUANTILES.len() as f64 / 2.0;
     let count: u64 = challenger.latency.iter().sum();
+    let limit = |usual_us: f64| (usual_us * limits.latency_ratio_max).max(limits.latency_floor_us);
+    let over = |limit_us: f64| {
+        let bins = (0..LATENCY_BINS).filter(|bin| latency_bin_end_us(*bin) > limit_us);
+        share_interval(bins.map(|bin| challenger.latency[bin]).sum(), count, alpha)
+    };
     let (mut fail, mut pass) = (false, true);
     let mut figures = Vec::new();
     for quantile in QUANTILES {
         let Some((usual_us, own_us)) =
             quantile_us(&champion.latency, quantile).zip(quantile_us(&challenger.latency, quantile))
         else {
-            return Reading::new("latency", Verdict::Hold, "nothing was measured".to_owned());
+            return Reading::new("latency", Verdict::Hold, "nothing was timed yet".to_owned());
         };
-        let limit_us = (usual_us * limits.latency_ratio_max).max(limits.latency_floor_us);
-        let over: u64 = (0..LATENCY_BINS)
-            .filter(|bin| latency_bin_end_us(*bin) > limit_us)
-            .map(|bin| challenger.latency[bin])
-            .sum();
-        let (low, high) = share_interval(over, count, alpha);
-        fail |= low > 1.0 - quantile;
-        pass &= high < 1.0 - quantile;
+        let usual_at_most = quantile_at_most_us(&champion.latency, quantile, alpha);
+        fail |= usual_at_most.is_some_and(|usual_us| over(limit(usual_us)).0 > 1.0 - quantile);
+        pass &= over(limit(usual_us)).1 < 1.0 - quantile;
         figures.push(format!(
-            "p{:.0} {own_us:.1} us, the champion's {usual_us:.1} us, limit {limit_us:.1} us",
-            quantile * 100.0
+            "p{:.0} {own_us:.1} us, the champion's {usual_us:.1} us, limit {:.1} us",
+            quantile * 100.0,
+            limit(usual_us)
         ));
     }
     Reading::new("latency", decide(fail, pass), figures.join("; "))
@@ -212,13 +221,14 @@ fn latency(limits: &Limits, champion: &Observed, challenger: &Observed) -> Readi
 fn score_drift(limits: &Limits, champion: &Observed, challenger: &Observed) -> Reading {
     let (n, m) = (champion.scores.iter().sum(), challenger.scores.iter().sum());
     let psi = drift::psi(&champion.scores, &challenger.scores);
-    let critical = drift::psi_critical(n, m, champion.scores.len(), DRIFT_Z);
-    let limit = critical.max(limits.psi_max);
+    let z = drift::normal_quantile(limits.alpha / GUARDRAILS / DRIFT_LOOKS);
+    let critical = drift::psi_critical(n, m, champion.scores.len(), z);
+    let (limit, alike) = (critical.max(limits.psi_max), limits.psi_max * PSI_ALIKE);
     let figures = format!(
-        "PSI {psi:.4} over {n} and {m} customers; fails over {limit:.3}, passes under {PSI_ALIKE} with enough scores"
+        "PSI {psi:.4} over {n} and {m} customers; fails over {limit:.3}, passes under {alike:.3} with enough customers"
     );
     // With few scores chance alone moves it that far: then it is not known yet.
-    Reading::new("score_drift", decide(psi > limit, psi < PSI_ALIKE && critical < PSI_ALIKE), figures)
+    Reading::new("score_drift", decide(psi > limit, psi < alike && critical < alike), figures)
 }
 
 fn tier_mix(limits: &Limits, champion: &Observed, challenger: &Observed) -> Reading {
@@ -251,6 +261,18 @@ pub fn quantile_us(latency: &[u64], quantile: f64) -> Option<f64> {
     bin.map(latency_bin_end_us)
 }
 
+/// What a quantile is at most, with probability `1 - alpha` at every look; `None` while the histogram cannot tell.
+fn quantile_at_most_us(latency: &[u64], quantile: f64, alpha: f64) -> Option<f64> {
+    let count: u64 = latency.iter().sum();
+    let mut below = 0;
+    let bin = latency.iter().position(|bin| {
+        below += bin;
+        // Few bins are tried: those before the estimate cannot hold it.
+        below as f64 >= quantile * count as f64 && share_interval(below, count, alpha).0 >= quantile
+    });
+    bin.map(latency_bin_end_us)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -272,7 +294,8 @@ mod tests {
     fn arm(count: u64, microseconds: impl Fn(u64) -> f64, score: impl Fn(u64) -> f64) -> Observed {
         let mut observed = Observed {
             requests: count,
-            errors: 0,
+            customers: count,
+            failed: 0,
             non_finite: 0,
             latency: vec![0; LATENCY_BINS],
             scores: vec![0; 10],
@@ -316,13 +339,38 @@ mod tests {
         let skewed = arm(2_000, |_| 9.0, |at| ((at * 37 % 1_000) as f64 / 1_000.0).powi(3));
         assert_eq!(failed(&judge(&limits(), &RateTest::default(), &champion, &skewed)), ["score_drift", "tier_mix"]);
         let mut nan = usual(100);
-        (nan.errors, nan.non_finite) = (1, 1);
+        (nan.failed, nan.non_finite) = (1, 1);
         assert_eq!(failed(&judge(&limits(), &RateTest::default(), &champion, &nan)), ["non_finite"]);
         let mut errors = RateTest::default();
         errors.add(12, 0, 0.2);
         let mut erring = usual(1_000);
-        erring.errors = 12;
+        erring.failed = 12;
         assert_eq!(failed(&judge(&limits(), &errors, &champion, &erring)), ["error_rate"]);
+    }
+
+    #[test]
+    fn failures_are_found_without_a_champion_to_compare_with() {
+        let mut erring = usual(3_000);
+        erring.failed = 84;
+        for champion in [usual(2_000), usual(0)] {
+            assert_eq!(failed(&judge(&limits(), &RateTest::default(), &champion, &erring)), ["error_rate"]);
+        }
+    }
+
+    #[test]
+    fn equal_latency_is_no_failure_however_few_the_champion_has() {
+        let mut random = fastrand::Rng::with_seed(11);
+        // Sums of exponentials in the log: a long tail.
+        let mut time = || 20.0 * (0.7 * (-random.f64().ln() - random.f64().ln())).exp();
+        let alarms = (0..60).filter(|_| {
+            let times: Vec<f64> = (0..4_040).map(|_| time()).collect();
+            let champion = arm(40, |at| times[at as usize], |_| 0.5);
+            (1..=10).any(|part| {
+                let challenger = arm(part * 400, |at| times[at as usize + 40], |_| 0.5);
+                latency(&limits(), &champion, &challenger).verdict == Verdict::Fail
+            })
+        });
+        assert_eq!(alarms.count(), 0);
     }
 
     #[test]
@@ -346,7 +394,7 @@ mod tests {
             requests in 0..5_000_u64, errors in 0..50_u64, slow in 1.0..1e6_f64, low in 0.0..1.0_f64,
         ) {
             let mut challenger = arm(requests, |_| slow, |_| low);
-            challenger.errors = errors.min(requests);
+            challenger.failed = errors.min(requests);
             let readings = judge(&limits(), &RateTest::default(), &usual(1_000), &challenger);
             prop_assert_eq!(readings.len(), 5);
             if requests < 500 {

@@ -57,6 +57,12 @@ impl Plan {
                 problems.push((format!("/steps/{at}/bake_secs"), "expected at most a year".to_owned()));
             }
             let before = at.checked_sub(1).map(|before| self.steps[before]);
+            let alone = step.exposure == Exposure::Canary && step.share == 1.0;
+            if alone && before.is_none_or(|before| before.exposure == Exposure::Shadow) {
+                // A champion without customers is nothing to compare with.
+                let text = "expected a canary of less than all customers before one of all";
+                problems.push((format!("/steps/{at}/share"), text.to_owned()));
+            }
             if let Some(before) = before {
                 let back = before.exposure == Exposure::Canary && step.exposure == Exposure::Shadow;
                 if back || (before.exposure == step.exposure && step.share <= before.share) {
@@ -208,5 +214,6 @@ pub(in crate::domain) mod tests {
         let places: Vec<&str> = wrong.iter().map(|(place, _)| place.as_str()).collect();
         assert_eq!(places, ["/steps/1", "/steps/2/share", "/steps/2", "/steps/3/share", "/steps/4/share"]);
         assert_eq!(plan(&[], false).problems()[0].0, "/steps");
+        assert_eq!(plan(&[1.0], false).problems()[0].0, "/steps/0/share");
     }
 }

@@ -14,6 +14,7 @@ use super::{Engine, Error};
 use crate::domain::decision::{Arm, Decision};
 use crate::domain::id::DecisionId;
 use crate::domain::record::Record;
+use crate::domain::rollout::Exposure;
 use crate::domain::score::Score;
 use crate::domain::violation::Violation;
 use crate::ledger::Receipt;
@@ -67,7 +68,8 @@ impl Engine {
         let mut row: Row = smallvec![0.0; serving.model.schema().columns()];
         serving.model.schema().vectorize(&record.features, &mut row).map_err(Error::Invalid)?;
         let encoded = Instant::now();
-        let Scored { score, arm } = self.score(serving, record, &row, addressed, true)?;
+        let ticket = serving.ticket(&record.customer_id);
+        let Scored { score, arm } = self.score(serving, record, &row, ticket, addressed)?;
         let inferred = Instant::now();
         let decision = self.decision(serving, score, arm, self.now_ms());
         let stages = Stages { encode: encoded - begun, infer: inferred - encoded, policy: inferred.elapsed() };
@@ -76,69 +78,70 @@ impl Engine {
             None => Receipt::done(),
         };
         candidate(serving, arm).count(decision.tier);
-        if let Some(trial) = serving.shadow(addressed) {
-            self.shade(trial, record, row);
+        if let Some((trial, ticket)) = serving.shadow(addressed).zip(ticket) {
+            self.shade(trial, ticket, record, row);
         }
         Ok((decision, stages, receipt))
     }
 
-    /// The score of the arm that the customer belongs to. Of a batch no times are kept: a row of a run cannot be compared with one
-    /// that runs alone. Where a challenger under trial cannot give one, the champion does: its
+    /// The score of the arm that the customer belongs to. Where a challenger under trial cannot give one, the champion does: its
     /// customers are not to suffer from the trial.
     fn score(
         &self,
         serving: &Serving,
         record: &Record,
         row: &[f32],
+        ticket: Option<u64>,
         addressed: Option<Arm>,
-        is_timed: bool,
     ) -> Result<Scored, Error> {
-        let took = |begun: Instant| is_timed.then(|| begun.elapsed());
-        let canary = serving.canary(addressed);
-        if serving.arm_of(&record.customer_id, addressed) == Arm::Challenger {
+        let watched = serving.canary(addressed).zip(ticket);
+        if serving.arm_of(ticket, addressed) == Arm::Challenger {
             let challenger = serving.idle.as_ref().ok_or(Error::NoChallenger)?;
-            let begun = Instant::now();
-            let result = score_by(challenger, serving, record, row);
-            match (result, canary) {
-                (Ok(score), canary) => {
-                    if let Some(trial) = canary {
-                        trial.scored(Arm::Challenger, took(begun), score, trial.ticket(&record.customer_id));
+            if let Some((trial, _)) = watched {
+                trial.started(Arm::Challenger);
+            }
+            match (score_by(challenger, serving, record, row), watched) {
+                (Ok(score), watched) => {
+                    if let Some((trial, ticket)) = watched {
+                        trial.scored(Arm::Challenger, score, ticket);
                     }
                     return Ok(Scored { score, arm: Arm::Challenger });
                 }
                 (Err(error), None) => return Err(error),
-                (Err(error), Some(trial)) => {
-                    fell_back(trial, &error);
+                (Err(error), Some((trial, ticket))) => {
+                    fell_back(trial, &error, ticket);
                     return Ok(Scored { score: serving.model.score(row)?, arm: Arm::Champion });
                 }
             }
         }
-        let begun = canary.map(|trial| (trial, Instant::now()));
         let result = serving.model.score(row);
-        if let Some((trial, begun)) = begun {
+        if let Some((trial, ticket)) = watched {
             match &result {
-                Ok(score) => trial.scored(Arm::Champion, took(begun), *score, trial.ticket(&record.customer_id)),
-                Err(error) => trial.failed(Arm::Champion, Some(error)),
+                Ok(score) => trial.scored(Arm::Champion, *score, ticket),
+                Err(error) => trial.failed(Arm::Champion, Some(error), ticket),
             }
         }
         Ok(Scored { score: result?, arm: Arm::Champion })
     }
 
-    /// Gives the shadow a customer that the champion has decided on.
-    fn shade(&self, trial: &Arc<Trial>, record: &Record, row: Row) {
+    /// Gives the shadow a customer that was decided on.
+    fn shade(&self, trial: &Arc<Trial>, ticket: u64, record: &Record, row: Row) {
         let own = match trial.same_row {
             true => None,
             false => {
                 let schema = trial.challenger.model.schema();
                 let mut own: Row = smallvec![0.0; schema.columns()];
                 if schema.vectorize(&record.features, &mut own).is_err() {
-                    trial.failed(Arm::Challenger, None);
+                    if trial.exposure == Exposure::Shadow {
+                        trial.started(Arm::Challenger);
+                        trial.failed(Arm::Challenger, None, ticket);
+                    }
                     return;
                 }
                 Some(own)
             }
         };
-        self.shadow.offer(trial, trial.ticket(&record.customer_id), row, own);
+        self.shadow.offer(trial, ticket, row, own);
     }
 
     /// Every violation of `record`, without deciding on it.
@@ -195,10 +198,11 @@ impl Engine {
         stages.encode += begun.elapsed();
         let begun = Instant::now();
         // Few are the challenger's, and each may have to fall back by itself: those go one by one.
-        let is_champions = |record: &Record| serving.arm_of(&record.customer_id, addressed) == Arm::Champion;
+        let tickets: Vec<Option<u64>> = records.iter().map(|record| serving.ticket(&record.customer_id)).collect();
+        let is_champions = |at: &usize| serving.arm_of(tickets[*at], addressed) == Arm::Champion;
         let of_champion: Vec<usize> =
-            (0..records.len()).filter(|at| encoded[*at].is_ok() && is_champions(&records[*at])).collect();
-        let mut scores = self.score_rows(serving, records, &rows, &of_champion, addressed).into_iter();
+            (0..records.len()).filter(|at| encoded[*at].is_ok() && is_champions(at)).collect();
+        let mut scores = self.score_rows(serving, &tickets, &rows, &of_champion, addressed).into_iter();
         let mut of_champion = of_champion.into_iter().peekable();
         let scored: Vec<Result<Scored, Error>> = encoded
             .into_iter()
@@ -207,7 +211,7 @@ impl Engine {
             .map(|(at, (encoded, (record, row)))| {
                 encoded?;
                 if of_champion.next_if_eq(&at).is_none() {
-                    return self.score(serving, record, row, addressed, false);
+                    return self.score(serving, record, row, tickets[at], addressed);
                 }
                 let score = scores.next().unwrap_or(Err(model::Error::NotAProbability))?;
                 Ok(Scored { score, arm: Arm::Champion })
@@ -216,9 +220,11 @@ impl Engine {
         stages.infer += begun.elapsed();
         let begun = Instant::now();
         let now_ms = self.now_ms();
-        for ((scored, record), row) in scored.into_iter().zip(records).zip(rows.chunks_exact(columns)) {
-            if let (Ok(_), Some(trial)) = (&scored, serving.shadow(addressed)) {
-                self.shade(trial, record, row.into());
+        for (((scored, record), row), ticket) in
+            scored.into_iter().zip(records).zip(rows.chunks_exact(columns)).zip(tickets)
+        {
+            if let (Ok(_), Some((trial, ticket))) = (&scored, serving.shadow(addressed).zip(ticket)) {
+                self.shade(trial, ticket, record, row.into());
             }
             decisions.push(scored.map(|Scored { score, arm }| self.decision(serving, score, arm, now_ms)));
         }
@@ -229,7 +235,7 @@ impl Engine {
     fn score_rows(
         &self,
         serving: &Serving,
-        records: &[Record],
+        tickets: &[Option<u64>],
         rows: &[f32],
         places: &[usize],
         addressed: Option<Arm>,
@@ -248,12 +254,12 @@ impl Engine {
             Err(_) => places.iter().map(|at| serving.model.score(row(*at))).collect(),
         };
         if let Some(trial) = serving.canary(addressed) {
-            scores.iter().zip(places).for_each(|(score, at)| match score {
-                Ok(score) => {
-                    trial.scored(Arm::Champion, None, *score, trial.ticket(&records[*at].customer_id));
+            for (score, ticket) in scores.iter().zip(places.iter().filter_map(|at| tickets[*at])) {
+                match score {
+                    Ok(score) => trial.scored(Arm::Champion, *score, ticket),
+                    Err(error) => trial.failed(Arm::Champion, Some(error), ticket),
                 }
-                Err(error) => trial.failed(Arm::Champion, Some(error)),
-            });
+            }
         }
         scores
     }
@@ -292,11 +298,11 @@ fn score_by(challenger: &Candidate, serving: &Serving, record: &Record, row: &[f
     Ok(challenger.model.score(&own)?)
 }
 
-fn fell_back(trial: &Trial, error: &Error) {
+fn fell_back(trial: &Trial, error: &Error, ticket: u64) {
     trial.watches.fallbacks.fetch_add(1, Ordering::Relaxed);
     let cause = match error {
         Error::Model(error) => Some(error),
         _ => None,
     };
-    trial.failed(Arm::Challenger, cause);
+    trial.failed(Arm::Challenger, cause, ticket);
 }

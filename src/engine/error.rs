@@ -46,6 +46,9 @@ pub enum Error {
     /// A bundle or a policy that must not go into service.
     #[error("it must not go into service:{list}", list = .0.iter().map(|reason| format!("\n  - {reason}")).collect::<String>())]
     Refused(Vec<String>),
+    /// The same request is being carried out.
+    #[error("the same request is being carried out")]
+    Busy,
     /// The key of the request was used for another one.
     #[error("the key was used for another request")]
     KeyReused,

@@ -2,6 +2,7 @@
 //! comes up once, and both see one snapshot of what is in service.
 
 mod decide;
+mod dry_run;
 mod error;
 mod moves;
 mod past;
@@ -24,6 +25,7 @@ pub use moves::{Ask, Moved, Standing, Verb, Warm};
 pub use rollout::Options;
 pub use serving::{Catalogue, Serving};
 pub use shelf::{PolicyError, Shelf, parse_policy, read_policy};
+pub use slots::SERVICE;
 
 use crate::domain::nearest::nearest;
 use crate::domain::policy::Policy;
@@ -158,7 +160,7 @@ impl Engine {
 
     /// Scores in the shadow until the engine closes. To be called on a thread of its own, of the least priority.
     pub fn run_shadow(&self) {
-        self.shadow.run(|| self.now_ms(), || self.is_closing());
+        self.shadow.run(|| self.is_closing());
     }
 
     /// Whether the engine closes.

@@ -6,17 +6,15 @@ use std::sync::atomic::Ordering;
 use serde::{Deserialize, Serialize};
 
 use super::shelf;
-use super::slots::{Deck, Delivery, Held, policy_of_record};
+use super::slots::{Deck, Delivery, Held};
 use super::{Engine, Error};
-use crate::domain::comparison::{Comparer, Comparison};
+use crate::domain::comparison::Comparison;
 use crate::domain::guardrail::{Reading, Verdict, verdict};
 use crate::domain::moves::{Illegal, Move};
-use crate::domain::policy::Policy;
 use crate::domain::rollout::Plan;
-use crate::domain::score::Score;
 use crate::domain::slots::{Colour, Slots};
-use crate::ledger::{Change, Inputs, Recalled};
-use crate::model::{self, Model};
+use crate::ledger::{self, Change, Recalled};
+use crate::model;
 
 /// Who asks for a move, and why.
 #[derive(Debug, Clone, Default)]
@@ -106,6 +104,10 @@ pub struct Standing {
     pub loaded: [Option<Warm>; 2],
     /// Whether a model is being loaded.
     pub staging: bool,
+    /// Why the idle model could not be loaded at the start, if it could not.
+    pub unloaded: Option<String>,
+    /// Whether everything that is in force is on record too.
+    pub journalled: bool,
     /// The guardrails at the last look.
     pub readings: Vec<Reading>,
     /// What they say together.
@@ -165,6 +167,8 @@ impl Engine {
             slots: held.slots.clone(),
             loaded: Colour::ALL.map(warm),
             staging: deck.is_staging(),
+            unloaded: held.unloaded.clone(),
+            journalled: held.owed.is_none(),
             verdict: verdict(&readings),
             readings,
             dropped: watches.map_or(0, |watches| watches.dropped.load(Ordering::Relaxed)),
@@ -195,6 +199,13 @@ impl Engine {
         }
         let idle = held.slots.idle().map_or_else(String::new, |placed| placed.version.clone());
         let mut delivery = Delivery::default();
+        let needs_idle = matches!(verb, Verb::Promote { .. } | Verb::RollBack | Verb::Start(_) | Verb::Resume);
+        if needs_idle && held.unloaded.is_some() {
+            // What kept it from being loaded at the start may have been mended since.
+            let placed = held.slots.idle().cloned();
+            let model = placed.map(|placed| self.shelf.load_as(&deck.name, &placed)).transpose();
+            held.bring_back(model.map_err(|error| Error::Refused(reasons_of(&error)))?);
+        }
         let (step, verb, result) = match verb {
             Verb::Stage { .. } => return Err(Error::Refused(Vec::new())),
             Verb::Retire => (Move::Retire, "retire", format!("{idle} has left")),
@@ -231,9 +242,7 @@ impl Engine {
                 (Move::ApplyPolicy(reference), "apply_policy", result)
             }
             Verb::UndoPolicy => {
-                if let Some(before) = &held.slots.policy_before {
-                    delivery.policy = Some(Arc::new(policy_of_record(self.ledger()?, &before.digest)?));
-                }
+                delivery.policy = held.policy_before.clone();
                 (Move::UndoPolicy, "undo_policy", "the policy before is in force again".to_owned())
             }
         };
@@ -242,13 +251,16 @@ impl Engine {
 
     /// The answer to a request that comes again.
     fn answered(&self, ask: &Ask) -> Result<Option<Moved>, Error> {
-        let (Some((key, fingerprint)), Some(ledger)) = (&ask.key, &self.ledger) else { return Ok(None) };
+        let Some((key, fingerprint)) = &ask.key else { return Ok(None) };
+        let ledger = self.ledger()?;
         match ledger.answered(key)? {
             None => Ok(None),
             Some(found) if found.fingerprint != *fingerprint => Err(Error::KeyReused),
             Some(found) => {
-                let moved: Option<Moved> = serde_json::from_str(&found.answer).ok();
-                Ok(moved.map(|moved| Moved { repeated: true, ..moved }))
+                let moved: Moved = serde_json::from_str(&found.answer).map_err(|error| {
+                    ledger::Error::Broken(format!("an answer that was kept cannot be read: {error}"))
+                })?;
+                Ok(Some(Moved { repeated: true, ..moved }))
             }
         }
     }
@@ -262,9 +274,19 @@ impl Engine {
         ask: &Ask,
     ) -> Result<Moved, Error> {
         let approvals = self.options.load().approvals.clone();
-        let busy =
-            || Illegal { why: "another model is being loaded".to_owned(), legal: deck.held().slots.legal(&approvals) };
-        let staging = deck.staging().ok_or_else(busy)?;
+        if replay > 0 {
+            self.ledger()?;
+        }
+        let staging = match deck.staging(ask.key.as_ref().map(|(key, _)| key.as_str())) {
+            Ok(staging) => staging,
+            // It is asked again, and will have its answer.
+            Err(true) => return Err(Error::Busy),
+            Err(false) => {
+                let mut legal = deck.held().slots.legal(&approvals);
+                legal.retain(|verb| *verb != "stage");
+                return Err(Illegal { why: "another model is being loaded".to_owned(), legal }.into());
+            }
+        };
         let (live, policy) = {
             let held = deck.held();
             if let Some(moved) = self.answered(ask)? {
@@ -293,6 +315,11 @@ impl Engine {
             count => Some(self.replay(&deck.name, &live, &loaded.model, &policy, count)?),
         };
         let mut held = deck.held();
+        if held.in_slot(held.slots.champion()).is_none_or(|loaded| !Arc::ptr_eq(&loaded.model, &live)) {
+            // It was compared with another one.
+            let legal = held.slots.legal(&approvals);
+            return Err(Illegal { why: "the champion has changed meanwhile; stage again".to_owned(), legal }.into());
+        }
         let colour = held.slots.champion().other().name();
         let probe = loaded.model.probe();
         let result = format!(
@@ -324,45 +351,6 @@ impl Engine {
             tracing::warn!(model = deck.name, cause = %error, "a refusal could not be journalled");
         }
     }
-
-    /// Makes the last `count` decisions on record again by both models.
-    fn replay(
-        &self,
-        name: &str,
-        live: &Model,
-        next: &Model,
-        policy: &Policy,
-        count: usize,
-    ) -> Result<Comparison, Error> {
-        let mut comparer = Comparer::new(policy, policy);
-        for recorded in self.ledger()?.last_decisions(name, count)? {
-            let scores = match &recorded.inputs {
-                Inputs::Kept(inputs) => (self.read)(inputs.as_slice())
-                    .ok()
-                    .and_then(|record| Some((score_of(live, &record)?, score_of(next, &record)?))),
-                Inputs::NotKept | Inputs::Erased => None,
-            };
-            match scores {
-                Some((before, after)) => comparer.add(before, after),
-                None => comparer.skip(),
-            }
-        }
-        Ok(comparer.end())
-    }
-
-    /// What `document` would have made of the last `count` decisions of `model`, against the policy in force.
-    pub fn try_policy(&self, model: &str, document: &str, count: usize) -> Result<Comparison, Error> {
-        let before = self.deck(model)?.held().policy.clone();
-        let after = shelf::parse_policy(document).map_err(Error::Refused)?;
-        let mut comparer = Comparer::new(&before, &after);
-        for recorded in self.ledger()?.last_decisions(model, count)? {
-            match Score::new(recorded.score) {
-                Some(score) => comparer.add(score, score),
-                None => comparer.skip(),
-            }
-        }
-        Ok(comparer.end())
-    }
 }
 
 /// Why a bundle cannot be used: each problem by itself, or the failure with its cause.
@@ -375,10 +363,4 @@ fn reasons_of(error: &model::Error) -> Vec<String> {
             None => error.to_string(),
         }],
     }
-}
-
-fn score_of(model: &Model, record: &crate::domain::record::Record) -> Option<Score> {
-    let mut row = vec![0.0; model.schema().columns()];
-    model.schema().vectorize(&record.features, &mut row).ok()?;
-    model.score(&row).ok()
 }

@@ -1,8 +1,8 @@
 //! The look at a rollout: what its watches saw becomes evidence, a verdict, and what follows from it. The moves themselves are made
 //! in `slots`, by a person or from here.
 
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -13,9 +13,10 @@ use crate::domain::guardrail::{self, Limits, Reading, Verdict, verdict};
 use crate::domain::moves::Move;
 use crate::domain::rollout::{Exposure, Next, Plan, Rollout, Step};
 use crate::domain::sequential::RateTest;
+use crate::ledger::Pending;
 
-/// How long the shadow may be at one run before the challenger counts as dead, in milliseconds.
-const ANSWER_MS_MAX: u64 = 2_000;
+/// How long a challenger may owe scores without giving any before it counts as dead.
+const ANSWER_MAX: Duration = Duration::from_secs(2);
 
 /// The section `rollouts` of the configuration.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -51,8 +52,8 @@ impl Options {
         if !(1..=1 << 20).contains(&self.shadow_queue_max) {
             problems.push(("shadow_queue_max", format!("expected 1 to {}", 1 << 20)));
         }
-        if !(1..=10_000_000).contains(&self.replay_rows_max) {
-            problems.push(("replay_rows_max", "expected 1 to 10000000".to_owned()));
+        if !(1..=1_000_000).contains(&self.replay_rows_max) {
+            problems.push(("replay_rows_max", "expected 1 to 1000000".to_owned()));
         }
         if self.approvals.len() > 8 || self.approvals.iter().any(|role| role.is_empty() || role.len() > 64) {
             problems.push(("approvals", "expected at most 8 roles of 1 to 64 characters".to_owned()));
@@ -61,36 +62,54 @@ impl Options {
     }
 }
 
-/// What the looks at one rollout have found so far. It is not kept over a restart: a rollout that goes on collects it anew, and holds
-/// until it has enough.
+/// What the looks at one step of a rollout have found so far. It is not kept over a restart: a rollout that goes on collects it anew,
+/// and holds until it has enough.
 #[derive(Debug, Default)]
 pub(super) struct Evidence {
     errors: RateTest,
-    /// Requests and errors of the champion and the challenger at the last look.
+    /// Customers, and those that failed, of the champion and the challenger at the last look that both had new ones.
     before: [(u64, u64); 2],
+    /// Since when the challenger owes scores and gives none, and how many it had given then.
+    silent: Option<(Instant, u64)>,
     /// The guardrails at the last look.
     pub(super) readings: Vec<Reading>,
 }
 
 impl Evidence {
-    /// Looks at `watches` at `now_ms`: the verdict.
-    pub(super) fn look(&mut self, rollout: &Rollout, watches: &Watches, now_ms: u64) -> Verdict {
+    /// Looks at `watches`: the verdict.
+    pub(super) fn look(&mut self, rollout: &Rollout, watches: &Watches) -> Verdict {
         let (champion, challenger) = watches.observed();
-        let now = [(champion.requests, champion.errors), (challenger.requests, challenger.errors)];
+        let now = [(champion.customers, champion.failed), (challenger.customers, challenger.failed)];
         let since =
             |arm: usize| (now[arm].0.saturating_sub(self.before[arm].0), now[arm].1.saturating_sub(self.before[arm].1));
-        let ((usual, usual_errors), (own, own_errors)) = (since(0), since(1));
-        if usual + own > 0 {
-            self.errors.add(own_errors, usual_errors, own as f64 / (usual + own) as f64);
+        let ((usual, usual_failed), (own, own_failed)) = (since(0), since(1));
+        // Failures of one arm say nothing as long as the other one had no customers: they wait for those. When that is depends on
+        // who comes, not on who fails, so the test stays valid.
+        if usual > 0 && own > 0 {
+            self.errors.add(own_failed, usual_failed, own as f64 / (usual + own) as f64);
+            self.before = now;
         }
-        self.before = now;
-        self.readings = guardrail::judge(&rollout.plan.limits, &self.errors, &champion, &challenger);
-        let busy_since_ms = watches.busy_since_ms.load(Ordering::Relaxed);
-        if busy_since_ms > 0 && now_ms.saturating_sub(busy_since_ms) > ANSWER_MS_MAX {
-            let figures = format!("one score has taken over {ANSWER_MS_MAX} ms and is not there yet");
-            self.readings.push(Reading::new("answers", Verdict::Fail, figures));
-        }
+        // Each step is a trial of its own.
+        let alpha = rollout.plan.limits.alpha / rollout.plan.steps.len().max(1) as f64;
+        let limits = Limits { alpha, ..rollout.plan.limits };
+        self.readings = guardrail::judge(&limits, &self.errors, &champion, &challenger);
+        let answers = self.answers(watches);
+        self.readings.extend(answers);
         guardrail::verdict(&self.readings)
+    }
+
+    /// A reading that fails where the challenger does not answer at all: what never ends is neither a request nor an error.
+    fn answers(&mut self, watches: &Watches) -> Option<Reading> {
+        let (owed, given) = watches.unanswered();
+        if owed == 0 || self.silent.is_some_and(|(_, before)| before != given) {
+            self.silent = None;
+        }
+        if owed == 0 {
+            return None;
+        }
+        let (since, _) = *self.silent.get_or_insert((Instant::now(), given));
+        let figures = || format!("{owed} scores are owed, and none has come for {} s", ANSWER_MAX.as_secs());
+        (since.elapsed() > ANSWER_MAX).then(|| Reading::new("answers", Verdict::Fail, figures()))
     }
 }
 
@@ -100,14 +119,20 @@ impl Engine {
         // Sessions take their time to end: here, once the last request that began with them is answered.
         self.retired.lock().unwrap_or_else(PoisonError::into_inner).retain(|model| Arc::strong_count(model) > 1);
         for deck in &self.decks {
-            let mut held = deck.held();
-            if let Some(change) = held.owed.take()
-                && let Some(ledger) = &self.ledger
-                && ledger.change(change.clone()).is_err()
-            {
-                held.owed = Some(change);
-            }
+            // A move that waits for the ledger keeps its own deck alone; the others are looked at all the same.
+            let Some(mut held) = deck.try_held() else { continue };
+            self.settle(&mut held);
             self.look(deck, &mut held);
+        }
+    }
+
+    /// Journals a rollback that was made before it could be written down, without waiting for it.
+    fn settle(&self, held: &mut Held) {
+        let (Some(ledger), Some(owed)) = (&self.ledger, held.owed.as_mut()) else { return };
+        match owed.pending.as_ref().map(Pending::poll) {
+            Some(None) => {}
+            Some(Some(Ok(_))) => held.owed = None,
+            Some(Some(Err(_))) | None => owed.pending = ledger.change_later(owed.change.clone()).ok(),
         }
     }
 
@@ -115,7 +140,7 @@ impl Engine {
         let now_ms = self.now_ms();
         let Held { slots, evidence, watches, .. } = held;
         let Some((rollout, watches)) = slots.rollout.as_ref().zip(watches.as_ref()) else { return };
-        let found = evidence.look(rollout, watches, now_ms);
+        let found = evidence.look(rollout, watches);
         self.metrics.guardrails(
             &deck.name,
             evidence.readings.iter().map(|reading| (&*reading.guardrail, level(reading.verdict))),
@@ -146,7 +171,8 @@ impl Engine {
     /// Whether the guardrails of a rollout let it be promoted: passed, baked, at its last step.
     pub(super) fn has_passed(&self, held: &Held) -> bool {
         held.slots.rollout.as_ref().is_none_or(|rollout| {
-            let whole = Rollout { plan: Plan { promote: true, ..rollout.plan.clone() }, ..rollout.clone() };
+            let plan = Plan { promote: true, ..rollout.plan.clone() };
+            let whole = Rollout { plan, paused: false, ..rollout.clone() };
             whole.next(self.now_ms(), verdict(&held.evidence.readings)) == Next::Promote
         })
     }

@@ -73,13 +73,18 @@ impl Serving {
         self.idle.is_some()
     }
 
-    /// The arm that answers a customer: the one addressed, or the one that the customer is assigned to.
-    pub(super) fn arm_of(&self, customer_id: &str, addressed: Option<Arm>) -> Arm {
-        match (&addressed, &self.trial) {
-            (Some(arm), _) => *arm,
-            (None, Some(trial)) if trial.takes(customer_id) => Arm::Challenger,
-            (None, _) => Arm::Champion,
+    /// The arm that answers a customer: the one addressed, or the one that the customer's `ticket` is assigned to.
+    pub(super) fn arm_of(&self, ticket: Option<u64>, addressed: Option<Arm>) -> Arm {
+        match (addressed, &self.trial, ticket) {
+            (Some(arm), _, _) => arm,
+            (None, Some(trial), Some(ticket)) if trial.takes(ticket) => Arm::Challenger,
+            (None, _, _) => Arm::Champion,
         }
+    }
+
+    /// What assigns a customer in the trial, if there is one.
+    pub(super) fn ticket(&self, customer_id: &str) -> Option<u64> {
+        Some(assignment::ticket(&self.trial.as_ref()?.salt, customer_id))
     }
 
     /// The trial as far as it watches a request that was, or was not, addressed: those would bias it.
@@ -88,11 +93,12 @@ impl Serving {
         (addressed.is_none() && trial.exposure == Exposure::Canary).then_some(trial)
     }
 
-    /// The trial, where this request is one of the sample that the challenger scores in the shadow.
+    /// The trial, where this request is one of the sample that both models score in the shadow: to be compared, or in a canary only to
+    /// be timed.
     pub(super) fn shadow(&self, addressed: Option<Arm>) -> Option<&Arc<Trial>> {
         let trial = self.trial.as_ref()?;
-        let is_sampled = || trial.share >= 1.0 || fastrand::f64() < trial.share;
-        (addressed.is_none() && trial.exposure == Exposure::Shadow && is_sampled()).then_some(trial)
+        let is_sampled = || trial.sample >= 1.0 || fastrand::f64() < trial.sample;
+        (addressed.is_none() && is_sampled()).then_some(trial)
     }
 }
 
@@ -101,6 +107,8 @@ impl Serving {
 pub(super) struct Trial {
     pub(super) exposure: Exposure,
     pub(super) share: f64,
+    /// The share of requests that go into the shadow.
+    pub(super) sample: f64,
     /// The id of the rollout salts the assignment, so that it is not always the same customers who try what is new.
     pub(super) salt: String,
     pub(super) champion: Candidate,
@@ -111,29 +119,33 @@ pub(super) struct Trial {
     pub(super) watches: Arc<Watches>,
 }
 
-/// The watches on both arms, which go on from step to step.
+/// The watches on both arms, anew for each step.
 #[derive(Debug)]
 pub(super) struct Watches {
-    champion: Watch,
+    /// Goes on from the step before where all customers are the challenger's: there is nothing else to compare with.
+    champion: Arc<Watch>,
     challenger: Watch,
     /// Samples that the shadow had no time for.
     pub(super) dropped: AtomicU64,
     /// Answers that the champion gave because the challenger could not.
     pub(super) fallbacks: AtomicU64,
-    /// Since when the shadow is at one run, milliseconds of the engine's clock; 0 when it is at none.
-    pub(super) busy_since_ms: AtomicU64,
 }
 
 impl Watches {
-    pub(super) fn new(champion: &Model, policy: &Policy) -> Self {
+    /// Watches for a step; `before` are those of the step before, if the champion has no customers in this one.
+    pub(super) fn new(champion: &Model, policy: &Policy, before: Option<&Self>) -> Self {
         let watch = || Watch::new(champion.baseline().score.counts.len(), policy.tiers().len());
         Self {
-            champion: watch(),
+            champion: before.map_or_else(|| Arc::new(watch()), |before| before.champion.clone()),
             challenger: watch(),
             dropped: AtomicU64::new(0),
             fallbacks: AtomicU64::new(0),
-            busy_since_ms: AtomicU64::new(0),
         }
+    }
+
+    /// Scores of the challenger that were asked for and have neither come nor failed, and those that have.
+    pub(super) fn unanswered(&self) -> (u64, u64) {
+        (self.challenger.unanswered(), self.challenger.observed().requests)
     }
 
     fn of(&self, arm: Arm) -> &Watch {
@@ -150,23 +162,25 @@ impl Watches {
 }
 
 impl Trial {
-    /// What assigns a customer in this rollout.
-    pub(super) fn ticket(&self, customer_id: &str) -> u64 {
-        assignment::ticket(&self.salt, customer_id)
+    fn takes(&self, ticket: u64) -> bool {
+        self.exposure == Exposure::Canary && (self.share >= 1.0 || assignment::place(ticket) < self.share)
     }
 
-    fn takes(&self, customer_id: &str) -> bool {
-        self.exposure == Exposure::Canary
-            && (self.share >= 1.0 || assignment::place(self.ticket(customer_id)) < self.share)
-    }
-
-    pub(super) fn scored(&self, arm: Arm, took: Option<Duration>, score: Score, ticket: u64) {
+    pub(super) fn scored(&self, arm: Arm, score: Score, ticket: u64) {
         let edges = &self.champion.model.baseline().score.edges;
-        self.watches.of(arm).scored(took, score, edges, self.policy.tier_of(score), ticket);
+        self.watches.of(arm).scored(score, edges, self.policy.tier_of(score), ticket);
     }
 
-    pub(super) fn failed(&self, arm: Arm, error: Option<&model::Error>) {
-        self.watches.of(arm).failed(error);
+    pub(super) fn timed(&self, arm: Arm, took: Duration) {
+        self.watches.of(arm).timed(took);
+    }
+
+    pub(super) fn started(&self, arm: Arm) {
+        self.watches.of(arm).started();
+    }
+
+    pub(super) fn failed(&self, arm: Arm, error: Option<&model::Error>, ticket: u64) {
+        self.watches.of(arm).failed(error, ticket);
     }
 }
 

@@ -4,12 +4,13 @@
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use smallvec::SmallVec;
 
 use super::serving::{Candidate, Trial};
 use crate::domain::decision::Arm;
+use crate::domain::rollout::Exposure;
 
 /// How often to look whether the service ends.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -49,7 +50,7 @@ impl Shadow {
     }
 
     /// Scores what comes until `is_closing`. Only one thread does.
-    pub(super) fn run(&self, now_ms: impl Fn() -> u64, is_closing: impl Fn() -> bool) {
+    pub(super) fn run(&self, is_closing: impl Fn() -> bool) {
         let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
         let mut turn = false;
         while !is_closing() {
@@ -58,26 +59,42 @@ impl Shadow {
                 Err(RecvTimeoutError::Timeout) => continue,
                 Err(RecvTimeoutError::Disconnected) => return,
             };
-            let busy = &job.trial.watches.busy_since_ms;
-            busy.store(now_ms(), Ordering::Relaxed);
             // Both here, in turn: a time measured on a thread that answers customers could not be compared with one of this.
             turn = !turn;
             for arm in if turn { [Arm::Champion, Arm::Challenger] } else { [Arm::Challenger, Arm::Champion] } {
                 score(&job, arm);
             }
-            busy.store(0, Ordering::Relaxed);
         }
     }
 }
 
+/// Scores and times. Time is that of the processor, not of the wall: on a busy machine the wall's is mostly that of others. In a canary
+/// the customers are answered elsewhere, and only the time counts: there the models are not called alike, and the one that
+/// is called rarely finds its data gone from the cache.
 fn score(job: &Job, arm: Arm) {
     let (Candidate { model, .. }, row) = match arm {
         Arm::Champion => (&job.trial.champion, &job.row),
         Arm::Challenger => (&job.trial.challenger, job.own.as_ref().unwrap_or(&job.row)),
     };
-    let begun = Instant::now();
-    match model.score(row) {
-        Ok(score) => job.trial.scored(arm, Some(begun.elapsed()), score, job.ticket),
-        Err(error) => job.trial.failed(arm, Some(&error)),
+    let is_counted = job.trial.exposure == Exposure::Shadow;
+    if is_counted {
+        job.trial.started(arm);
     }
+    let begun = processor_time();
+    let result = model.score(row);
+    let took = processor_time().saturating_sub(begun);
+    if result.is_ok() {
+        job.trial.timed(arm, took);
+    }
+    match result {
+        Ok(score) if is_counted => job.trial.scored(arm, score, job.ticket),
+        Err(error) if is_counted => job.trial.failed(arm, Some(&error), job.ticket),
+        Ok(_) | Err(_) => {}
+    }
+}
+
+/// What this thread has used of a processor.
+fn processor_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }

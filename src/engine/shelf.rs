@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use crate::domain::card::Card;
 use crate::domain::policy::Policy;
 use crate::domain::policy_document;
-use crate::domain::slots::PolicyRef;
+use crate::domain::slots::{Placed, PolicyRef};
 use crate::model::{self, LoadOptions, Model, Runtime};
 
 /// Where models come from.
@@ -29,7 +29,7 @@ pub struct Shelf {
 pub(super) struct Loaded {
     /// The model.
     pub(super) model: Arc<Model>,
-    /// How much resident memory grew while it was loaded, in bytes: about what it takes.
+    /// About what it takes, in bytes: by how much resident memory grew while it was loaded, and its graph for each lane at least.
     pub(super) memory_bytes: u64,
     /// Decisions that it made.
     pub(super) requests: Arc<AtomicU64>,
@@ -67,8 +67,21 @@ impl Shelf {
             let problems = vec![format!("the card says {id}, the directory {name} {version}")];
             return Err(model::Error::Bundle { path, problems });
         }
-        let memory_bytes = resident_bytes().saturating_sub(before);
+        // The allocator may have had room for it: then this is at least the graph of every lane.
+        let graphs = (model.graph_bytes() * self.options.lanes) as u64;
+        let memory_bytes = resident_bytes().saturating_sub(before).max(graphs);
         Ok(Loaded { model: Arc::new(model), memory_bytes, requests: Arc::default() })
+    }
+
+    /// Loads a model again that was in a slot before.
+    pub(super) fn load_as(&self, name: &str, placed: &Placed) -> Result<Loaded, model::Error> {
+        let loaded = self.load(name, &placed.version)?;
+        if loaded.model.digest() == placed.digest {
+            return Ok(loaded);
+        }
+        let path = self.dir.join(name).join(&placed.version);
+        let problem = "it is not the bundle that went into service: bring that one back, or begin anew with models.resume = false";
+        Err(model::Error::Bundle { path, problems: vec![problem.to_owned()] })
     }
 }
 

@@ -1,8 +1,7 @@
 //! The slots at work: a deck for each model name, with what stands in its slots, loaded and warm. Every move is checked by the law
 //! in `domain::slots`, written to the journal, and only then published, in one store.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use super::rollout::Evidence;
@@ -11,12 +10,12 @@ use super::shelf::{self, Loaded};
 use super::{Ask, Engine, Entry, Error, Moved};
 use crate::domain::moves::Move;
 use crate::domain::policy::Policy;
-use crate::domain::rollout::Rollout;
+use crate::domain::rollout::{Exposure, Rollout};
 use crate::domain::slots::{Colour, Slots};
-use crate::ledger::{self, Answered, Change, Ledger};
+use crate::ledger::{self, Answered, Change, Ledger, Pending};
 
 /// Who moves when no person does.
-pub(super) const SERVICE: &str = "mainstay";
+pub const SERVICE: &str = "mainstay";
 
 /// The slots of one model name with what stands in them.
 #[derive(Debug)]
@@ -24,7 +23,7 @@ pub(super) struct Deck {
     pub(super) name: String,
     held: Mutex<Held>,
     /// A model is being loaded for the idle slot.
-    staging: AtomicBool,
+    staging: Mutex<Option<Asked>>,
 }
 
 /// What a move changes.
@@ -34,10 +33,21 @@ pub(super) struct Held {
     /// What stands in blue and green.
     pub(super) loaded: [Option<Loaded>; 2],
     pub(super) policy: Arc<Policy>,
+    pub(super) policy_before: Option<Arc<Policy>>,
     pub(super) watches: Option<Arc<Watches>>,
     pub(super) evidence: Evidence,
-    /// A rollback by the service that the journal could not take yet.
-    pub(super) owed: Option<Change>,
+    /// Why the idle model could not be loaded at the start, if it could not.
+    pub(super) unloaded: Option<String>,
+    /// A rollback by the service that the journal has not taken yet.
+    pub(super) owed: Option<Owed>,
+}
+
+/// A change that is in force and not on record yet.
+#[derive(Debug)]
+pub(super) struct Owed {
+    pub(super) change: Change,
+    /// The attempt to record it.
+    pub(super) pending: Option<Pending>,
 }
 
 /// What comes into a deck from outside with a move.
@@ -55,6 +65,11 @@ fn place(colour: Colour) -> usize {
 }
 
 impl Held {
+    fn new(slots: Slots, loaded: [Option<Loaded>; 2], policy: Arc<Policy>) -> Self {
+        let evidence = Evidence::default();
+        Self { slots, loaded, policy, policy_before: None, watches: None, evidence, unloaded: None, owed: None }
+    }
+
     pub(super) fn in_slot(&self, colour: Colour) -> Option<&Loaded> {
         self.loaded[place(colour)].as_ref()
     }
@@ -72,6 +87,10 @@ impl Held {
         let trial = trial.map(|((rollout, watches), challenger)| Trial {
             exposure: rollout.at().exposure,
             share: rollout.at().share,
+            sample: match rollout.at().exposure {
+                Exposure::Shadow => rollout.at().share,
+                Exposure::Canary => engine.options.load().shadow.share,
+            },
             salt: rollout.id.clone(),
             same_row: champion.model.card().features == challenger.model.card().features,
             champion: champion.clone(),
@@ -88,29 +107,40 @@ impl Held {
         let mut left = Vec::new();
         if let Some(model) = delivery.model {
             left.extend(self.loaded[place(idle)].replace(model));
+            self.unloaded = None;
         }
         if next.placed(idle).is_none() {
             left.extend(self.loaded[place(idle)].take());
+            self.unloaded = None;
         }
         if let Some(policy) = delivery.policy {
-            self.policy = policy;
+            self.policy_before = Some(std::mem::replace(&mut self.policy, policy));
         }
-        let kind = |rollout: &Rollout| (rollout.id.clone(), rollout.at().exposure);
+        let kind = |rollout: &Rollout| (rollout.id.clone(), rollout.step);
         let before = std::mem::replace(&mut self.slots, next);
         let (before, now) = (before.rollout.as_ref().map(kind), self.slots.rollout.as_ref().map(kind));
         if before != now {
-            // What was seen in the shadow, on another thread, says nothing about the latency of a canary.
+            // Each step is judged by what is seen in it: a pass before is no pass now.
             self.watch();
         }
         left
     }
 
+    /// Puts the idle model into its slot that could not be loaded at the start.
+    pub(super) fn bring_back(&mut self, model: Option<Loaded>) {
+        self.loaded[place(self.slots.champion().other())] = model;
+        self.unloaded = None;
+    }
+
     fn watch(&mut self) {
-        let champion = self.in_slot(self.slots.champion()).zip(self.slots.rollout.as_ref());
-        self.watches = champion.map(|(champion, _)| Arc::new(Watches::new(&champion.model, &self.policy)));
-        if self.watches.is_some() {
-            self.evidence = Evidence::default();
-        }
+        let before = self.watches.take();
+        let Some((champion, rollout)) = self.in_slot(self.slots.champion()).zip(self.slots.rollout.as_ref()) else {
+            return;
+        };
+        let is_alone = rollout.at().exposure == Exposure::Canary && rollout.at().share >= 1.0;
+        let before = before.as_deref().filter(|_| is_alone);
+        self.watches = Some(Arc::new(Watches::new(&champion.model, &self.policy, before)));
+        self.evidence = Evidence::default();
     }
 }
 
@@ -118,7 +148,8 @@ impl Deck {
     /// The deck of `entry`: as the ledger has its slots, or, where it has none or `resume` is off, with the model and policy of the
     /// configuration.
     ///
-    /// Errors: a champion that cannot be loaded as it was. An idle model that cannot is left out, and said so.
+    /// Errors: a champion that cannot be loaded as it was. An idle model that cannot keeps its place, and is tried again when a move
+    /// needs it.
     pub(super) fn open(entry: Entry, engine: &Engine, resume: bool) -> Result<Self, Error> {
         let Entry { name, version, policy } = entry;
         let known = match &engine.ledger {
@@ -132,7 +163,7 @@ impl Deck {
             }
             None => Self::begin(&name, &version, policy, engine)?,
         };
-        Ok(Self { name, held: Mutex::new(held), staging: AtomicBool::new(false) })
+        Ok(Self { name, held: Mutex::new(held), staging: Mutex::new(None) })
     }
 
     fn begin(name: &str, version: &str, policy: Arc<Policy>, engine: &Engine) -> Result<Held, Error> {
@@ -153,49 +184,37 @@ impl Deck {
             })?;
         }
         let loaded = [Some(model), None];
-        Ok(Held { slots, loaded, policy, watches: None, evidence: Evidence::default(), owed: None })
+        Ok(Held::new(slots, loaded, policy))
     }
 
-    fn resume(name: &str, mut slots: Slots, ledger: &Ledger, engine: &Engine) -> Result<Held, Error> {
-        let mut loaded = [None, None];
-        let champion = slots.champion();
-        for colour in Colour::ALL {
-            let Some(placed) = slots.placed(colour).cloned() else { continue };
-            let model = engine.shelf.load(name, &placed.version).and_then(|loaded| {
-                if loaded.model.digest() == placed.digest {
-                    return Ok(loaded);
-                }
-                let path = engine.shelf.dir.join(name).join(&placed.version);
-                let problem = "it is not the bundle that went into service: bring that one back, or begin anew with models.resume = false";
-                Err(crate::model::Error::Bundle { path, problems: vec![problem.to_owned()] })
-            });
-            match model {
-                Ok(model) => loaded[place(colour)] = Some(model),
+    fn resume(name: &str, slots: Slots, ledger: &Ledger, engine: &Engine) -> Result<Held, Error> {
+        let policy = Arc::new(policy_of_record(ledger, &slots.policy.digest)?);
+        let before = slots.policy_before.as_ref().map(|before| policy_of_record(ledger, &before.digest));
+        let mut held = Held::new(slots, [None, None], policy);
+        held.policy_before = before.transpose()?.map(Arc::new);
+        let champion = held.slots.champion();
+        for colour in [champion, champion.other()] {
+            let Some(placed) = held.slots.placed(colour) else { continue };
+            match engine.shelf.load_as(name, placed) {
+                Ok(model) => held.loaded[place(colour)] = Some(model),
                 Err(error) if colour == champion => return Err(unservable(name, &placed.version, error)),
                 Err(error) => {
-                    tracing::error!(model = name, version = placed.version, cause = %error, "the idle slot stays empty");
-                    let at_ms = engine.now_ms();
-                    if slots.rollout.is_some() {
-                        slots = slots.apply(&Move::Fail, SERVICE, at_ms, &[], &[])?;
-                    }
-                    slots = slots.apply(&Move::Retire, SERVICE, at_ms, &[], &[])?;
-                    ledger.change(Change {
-                        model: name.to_owned(),
-                        verb: "retire".to_owned(),
-                        by: SERVICE.to_owned(),
-                        why: "it could not be loaded again".to_owned(),
-                        result: error.to_string(),
-                        slots: Some(slots.clone()),
-                        policy: None,
-                        request: None,
-                    })?;
+                    tracing::error!(model = name, version = placed.version, cause = %error, "the idle model is not loaded");
+                    held.unloaded = Some(error.to_string());
                 }
             }
         }
-        let policy = Arc::new(policy_of_record(ledger, &slots.policy.digest)?);
-        let mut held = Held { slots, loaded, policy, watches: None, evidence: Evidence::default(), owed: None };
         held.watch();
         Ok(held)
+    }
+
+    /// The same as [`held`](Self::held), if nobody has it.
+    pub(super) fn try_held(&self) -> Option<MutexGuard<'_, Held>> {
+        match self.held.try_lock() {
+            Ok(held) => Some(held),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
     }
 
     pub(super) fn held(&self) -> MutexGuard<'_, Held> {
@@ -203,22 +222,35 @@ impl Deck {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes the one place for staging.
-    pub(super) fn staging(&self) -> Option<Staging<'_>> {
-        (!self.staging.swap(true, Ordering::Acquire)).then_some(Staging(&self.staging))
+    /// Takes the one place for staging, for the request with `key`.
+    ///
+    /// Errors: whether it is the very same request that has it.
+    pub(super) fn staging(&self, key: Option<&str>) -> Result<Staging<'_>, bool> {
+        let mut place = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*place {
+            Some(Asked(other)) => Err(key.is_some() && other.as_deref() == key),
+            None => {
+                *place = Some(Asked(key.map(str::to_owned)));
+                Ok(Staging(&self.staging))
+            }
+        }
     }
 
     pub(super) fn is_staging(&self) -> bool {
-        self.staging.load(Ordering::Relaxed)
+        self.staging.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 }
 
+/// The key of a request, if it has one.
+#[derive(Debug)]
+struct Asked(Option<String>);
+
 /// The one place for staging, given back when it is dropped.
-pub(super) struct Staging<'d>(&'d AtomicBool);
+pub(super) struct Staging<'d>(&'d Mutex<Option<Asked>>);
 
 impl Drop for Staging<'_> {
     fn drop(&mut self) {
-        self.0.store(false, Ordering::Release);
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
 
@@ -287,8 +319,14 @@ impl Engine {
                 self.metrics.model(&id.name, &id.version, Some(placed.role.name()), probe.row_p50_us, probe.row_p99_us);
             }
         }
-        let canary = held.slots.rollout.as_ref().map(Rollout::at);
-        self.metrics.rollout_share(&deck.name, canary.map_or(0.0, |step| step.share));
+        let step = held.slots.rollout.as_ref().map(Rollout::at);
+        for (exposure, name) in [(Exposure::Shadow, "shadow"), (Exposure::Canary, "canary")] {
+            let share = step.filter(|step| step.exposure == exposure).map_or(0.0, |step| step.share);
+            self.metrics.rollout_share(&deck.name, name, share);
+        }
+        if step.is_none() {
+            self.metrics.no_guardrails(&deck.name);
+        }
     }
 
     /// Makes a move for a person: checked, journalled, published.
@@ -322,12 +360,19 @@ impl Engine {
             policy,
             request,
         };
-        if let Some(ledger) = &self.ledger {
-            match (ledger.change(change.clone()), step) {
-                (Ok(_), _) => held.owed = None,
-                // A broken challenger loses its customers whether that can be written down or not.
-                (Err(_), Move::Fail) => held.owed = Some(change),
-                (Err(error), _) => return Err(error.into()),
+        match (&self.ledger, step) {
+            (None, _) => {}
+            // A broken challenger loses its customers before that is written down, whether it can be or not.
+            (Some(_), Move::Fail) => held.owed = Some(Owed { change, pending: None }),
+            (Some(ledger), _) => {
+                // What is owed stands before this in the history.
+                if let Some(owed) = held.owed.take()
+                    && let Err(error) = ledger.change(owed.change.clone())
+                {
+                    held.owed = Some(owed);
+                    return Err(error.into());
+                }
+                ledger.change(change)?;
             }
         }
         let left = held.take_over(next, delivery);

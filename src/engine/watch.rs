@@ -10,17 +10,21 @@ use crate::model;
 /// Bits of the set of customers that were counted.
 const CUSTOMERS: u64 = 1 << 20;
 
-/// What one arm did since its rollout began. Every field is a sum of its own: a snapshot in the middle of a request is off by one.
+/// What one arm did since its step began. Every field is a sum of its own: a snapshot in the middle of a request is off by one.
 #[derive(Debug)]
 pub(super) struct Watch {
+    /// Scores that were asked for, whether they came or not.
+    started: AtomicU64,
     requests: AtomicU64,
-    errors: AtomicU64,
+    customers: AtomicU64,
+    failed: AtomicU64,
     non_finite: AtomicU64,
     latency: [AtomicU64; LATENCY_BINS],
     scores: Box<[AtomicU64]>,
     tiers: Box<[AtomicU64]>,
-    /// Customers whose score was counted, a bit each by their ticket. Two that share a bit count as one, which is fair to both arms.
-    counted: Box<[AtomicU64]>,
+    /// Customers who came, and those who failed, a bit each by their ticket. Two that share a bit count as one, in both arms alike.
+    came: Box<[AtomicU64]>,
+    fell: Box<[AtomicU64]>,
 }
 
 fn zeros(count: usize) -> Box<[AtomicU64]> {
@@ -31,40 +35,57 @@ impl Watch {
     /// A watch with `scores` bins and `tiers`.
     pub(super) fn new(scores: usize, tiers: usize) -> Self {
         Self {
+            started: AtomicU64::new(0),
             requests: AtomicU64::new(0),
-            errors: AtomicU64::new(0),
+            customers: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
             non_finite: AtomicU64::new(0),
             latency: std::array::from_fn(|_| AtomicU64::new(0)),
             scores: zeros(scores),
             tiers: zeros(tiers),
-            counted: zeros(CUSTOMERS as usize / 64),
+            came: zeros(CUSTOMERS as usize / 64),
+            fell: zeros(CUSTOMERS as usize / 64),
         }
     }
 
-    /// A score was asked for and given, after `took` where that was measured; `edges` are those of the bins of scores. The score and
-    /// the tier count once for each customer: the arms have other customers, and the same few asked for again and again would
-    /// look like a difference of the models.
-    pub(super) fn scored(&self, took: Option<Duration>, score: Score, edges: &[f64], tier: usize, ticket: u64) {
+    /// A score is asked for.
+    pub(super) fn started(&self) {
+        self.started.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Scores that were asked for and have neither come nor failed.
+    pub(super) fn unanswered(&self) -> u64 {
+        let requests = self.requests.load(Ordering::Relaxed);
+        self.started.load(Ordering::Relaxed).saturating_sub(requests)
+    }
+
+    /// A score took so long.
+    pub(super) fn timed(&self, took: Duration) {
+        self.latency[latency_bin(took.as_nanos() as u64)].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A score was given to the customer of `ticket`; `edges` are those of the bins of scores.
+    pub(super) fn scored(&self, score: Score, edges: &[f64], tier: usize, ticket: u64) {
         self.requests.fetch_add(1, Ordering::Relaxed);
-        if let Some(took) = took {
-            self.latency[latency_bin(took.as_nanos() as u64)].fetch_add(1, Ordering::Relaxed);
-        }
-        // The low bits: an arm's share of the customers is a range of the high ones.
-        let bit = ticket % CUSTOMERS;
-        let (word, mask) = (&self.counted[bit as usize / 64], 1 << (bit % 64));
-        if word.load(Ordering::Relaxed) & mask != 0 || word.fetch_or(mask, Ordering::Relaxed) & mask != 0 {
+        if !is_first(&self.came, ticket) {
             return;
         }
+        self.customers.fetch_add(1, Ordering::Relaxed);
         let bin = edges.partition_point(|edge| *edge <= score.value());
         for counter in [self.scores.get(bin), self.tiers.get(tier)].into_iter().flatten() {
             counter.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// A score was asked for and not given, because of `error`; `None` is a record that the model's dictionary refuses.
-    pub(super) fn failed(&self, error: Option<&model::Error>) {
+    /// A score was not given to the customer of `ticket`, because of `error`; `None` is a record that the model's dictionary refuses.
+    pub(super) fn failed(&self, error: Option<&model::Error>, ticket: u64) {
         self.requests.fetch_add(1, Ordering::Relaxed);
-        self.errors.fetch_add(1, Ordering::Relaxed);
+        if is_first(&self.came, ticket) {
+            self.customers.fetch_add(1, Ordering::Relaxed);
+        }
+        if is_first(&self.fell, ticket) {
+            self.failed.fetch_add(1, Ordering::Relaxed);
+        }
         if matches!(error, Some(model::Error::NotAProbability)) {
             self.non_finite.fetch_add(1, Ordering::Relaxed);
         }
@@ -75,11 +96,21 @@ impl Watch {
         let all = |counters: &[AtomicU64]| counters.iter().map(|counter| counter.load(Ordering::Relaxed)).collect();
         Observed {
             requests: self.requests.load(Ordering::Relaxed),
-            errors: self.errors.load(Ordering::Relaxed),
+            customers: self.customers.load(Ordering::Relaxed),
+            failed: self.failed.load(Ordering::Relaxed),
             non_finite: self.non_finite.load(Ordering::Relaxed),
             latency: all(&self.latency),
             scores: all(&self.scores),
             tiers: all(&self.tiers),
         }
     }
+}
+
+/// Whether the customer of `ticket` is not in `set` yet; now it is. By the low bits: an arm's share of the customers is a range of
+/// the high ones.
+fn is_first(set: &[AtomicU64], ticket: u64) -> bool {
+    let bit = ticket % CUSTOMERS;
+    let (word, mask) = (&set[bit as usize / 64], 1 << (bit % 64));
+    // Mostly it is there already, and looking is cheaper than writing.
+    word.load(Ordering::Relaxed) & mask == 0 && word.fetch_or(mask, Ordering::Relaxed) & mask == 0
 }

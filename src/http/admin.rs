@@ -10,7 +10,7 @@ use axum::http::{HeaderMap, HeaderName};
 use serde::{Deserialize, Serialize};
 
 use super::problem::{Code, Problem};
-use super::{Shared, blocking, extract};
+use super::{Shared, blocking, extract, long};
 
 /// The exposition in the Prometheus text format 0.0.4.
 pub(super) async fn metrics(State(shared): State<Shared>) -> ([(HeaderName, &'static str); 1], String) {
@@ -41,7 +41,7 @@ pub(super) async fn backup(
     let Backup { path } = serde_json::from_slice(&body)
         .map_err(|_| Problem::new(Code::MalformedJson, "expected {\"path\": \"a new file\"}"))?;
     let engine = shared.engine.clone();
-    blocking(move || engine.backup(&path)).await??;
+    long(&shared, move || engine.backup(&path)).await??;
     Ok(Json(serde_json::json!({})))
 }
 

@@ -105,7 +105,7 @@ async fn answer(
     Ok(response)
 }
 
-/// One batch request: a single snapshot of what serves it, from the first row to the last.
+/// One batch request: a single snapshot of what serves it, for an array whole, for a stream a chunk at a time.
 #[derive(Clone)]
 struct Job {
     request_id: HeaderValue,
@@ -225,7 +225,8 @@ impl Job {
             match next {
                 Ok(None) => None,
                 Ok(Some(chunk)) => {
-                    let worker = job.clone();
+                    // A stream has no end: it must not hold on to a model that has lost its customers.
+                    let worker = job.of_now();
                     let text = blocking(move || worker.lines(&chunk)).await;
                     // The answer has begun: all that can be done about a failure now is to end it early.
                     Some((text.map_err(|_| std::io::Error::other("failed")), Some((job, lines, permit))))
@@ -238,6 +239,12 @@ impl Job {
                 }
             }
         }))
+    }
+
+    /// The same with what is in service now.
+    fn of_now(&self) -> Self {
+        let serving = self.shared.engine.serving(Some(&self.serving.model.id().name));
+        Self { serving: serving.unwrap_or_else(|_| self.serving.clone()), ..self.clone() }
     }
 
     fn lines(&self, chunk: &Bytes) -> Bytes {

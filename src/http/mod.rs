@@ -40,6 +40,11 @@ pub use server::{Options as ServerOptions, Server, give_way};
 use crate::engine::Engine;
 use problem::{Code, Problem};
 
+/// Long pieces of operators' work at a time.
+pub const LONG_MAX: usize = 2;
+/// How far they give way to those that answer customers.
+const LONG_NICE: i32 = 10;
+
 /// Bounds of what one request may be and how many may be answered at a time.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -102,6 +107,7 @@ pub struct Inner {
     batches: Arc<Semaphore>,
     in_flight: Arc<Semaphore>,
     readings: Arc<Semaphore>,
+    long: Arc<Semaphore>,
     draining: AtomicBool,
     contract: utoipa::openapi::OpenApi,
 }
@@ -131,6 +137,7 @@ impl Shared {
             batches: Arc::new(Semaphore::new(limits.batches_max)),
             in_flight: Arc::new(Semaphore::new(limits.in_flight_max)),
             readings: Arc::new(Semaphore::new(limits.readings_max)),
+            long: Arc::new(Semaphore::new(LONG_MAX)),
             limits,
             draining: AtomicBool::new(false),
             contract: contract(),
@@ -248,6 +255,28 @@ pub fn admin_plane(shared: &Shared) -> Router {
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Problem> {
     let failed = |error| Problem::new(Code::Internal, "the request could not be answered").caused_by(error);
     tokio::task::spawn_blocking(work).await.map_err(failed)
+}
+
+/// Runs long work of operators, such as loading a model, on a low-priority thread of its own, so that the short verbs never stand
+/// behind it; so much at a time.
+async fn long<T: Send + 'static>(shared: &Shared, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Problem> {
+    let permit = shared.long.clone().try_acquire_owned();
+    let permit = permit.map_err(|_| {
+        Problem::new(
+            Code::Overloaded,
+            "other models are being loaded, or decisions made again; try again after a second",
+        )
+    })?;
+    let failed = || Problem::new(Code::Internal, "the request could not be answered");
+    let (reply, answer) = tokio::sync::oneshot::channel();
+    let thread = std::thread::Builder::new().name("mainstay-long".to_owned()).spawn(move || {
+        let _permit = permit;
+        give_way(LONG_NICE);
+        // Who asked may have gone away meanwhile.
+        let _ = reply.send(work());
+    });
+    thread.map_err(|error| failed().caused_by(error))?;
+    answer.await.map_err(|error| failed().caused_by(error))
 }
 
 /// What every request passes, from the outside in.

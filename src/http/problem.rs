@@ -253,6 +253,9 @@ impl From<engine::Error> for Problem {
                 let refusal = Some(Box::new(Refusal { legal: Vec::new(), reasons }));
                 Problem { refusal, ..Problem::new(Code::RefusedForService, "nothing was changed; see reasons") }
             }
+            engine::Error::Busy => {
+                Problem::new(Code::Overloaded, "this very request is being carried out; send it again after a second")
+            }
             engine::Error::KeyReused => {
                 Problem::new(Code::KeyReused, "take another idempotency-key for another request")
             }

@@ -23,8 +23,6 @@ use crate::telemetry::Metrics;
 const HANDOVER_MAX: usize = 1_024;
 /// How long to wait when no descriptor is left for a new connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
-/// The niceness of threads that do batches: far behind those that answer single customers.
-const BATCH_NICE: i32 = 10;
 
 /// How connections are served.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -78,7 +76,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Serves `router` on `listener` until it is stopped. `batches` is how many threads may do batches at a time.
+    /// Serves `router` on `listener` until it is stopped. `batches` is how many threads may do batches, or other work that waits, at a
+    /// time, and `nice` how far they give way.
     ///
     /// Errors: a thread or a runtime that cannot be made.
     pub fn start(
@@ -87,6 +86,7 @@ impl Server {
         router: Router,
         options: &Options,
         batches: usize,
+        nice: Option<i32>,
         metrics: &Arc<Metrics>,
     ) -> io::Result<Self> {
         let address = listener.local_addr()?;
@@ -103,7 +103,7 @@ impl Server {
                 .enable_all()
                 .max_blocking_threads(batches.max(1))
                 .thread_name("mainstay-batch")
-                .on_thread_start(|| give_way(BATCH_NICE))
+                .on_thread_start(move || nice.into_iter().for_each(give_way))
                 .build()?;
             let thread = std::thread::Builder::new().name(format!("mainstay-{name}-{number}"));
             workers.push(thread.spawn(move || runtime.block_on(worker.run(receiver)))?);

@@ -12,12 +12,12 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::problem::{self, Code, Problem};
 use super::wire_slots::{Done, History, Slots, SlotsList};
-use super::{Shared, blocking, extract};
+use super::{Shared, blocking, extract, long};
 use crate::domain::comparison::Comparison;
 use crate::domain::guardrail::Limits;
 use crate::domain::rollout::{Plan, Step};
 use crate::domain::violation::{self, Violation};
-use crate::engine::{Ask, Verb};
+use crate::engine::{Ask, SERVICE, Verb};
 
 /// The longest name of who asks, key of a request, and role, in characters.
 const NAME_MAX: usize = 128;
@@ -196,7 +196,8 @@ pub(super) async fn history(
 /// Make a move
 ///
 /// The body has `by` and `why`, and what the verb needs: `stage` a `version`, `start` maybe a `mode` or `steps`, `approve` a `role`,
-/// `apply_policy` a `document`. With the header `idempotency-key` the same request is done once, however often it is sent.
+/// `apply_policy` a `document`. With the header `idempotency-key` the same request is done once, as long as
+/// it is among the last thousand with a key.
 #[utoipa::path(post, path = "/v1/slots/{model}/{verb}", tag = "slots", operation_id = "move",
     params(
         ("model" = String, Path, description = "The name of a model in service"),
@@ -214,17 +215,19 @@ pub(super) async fn act(
 ) -> Result<Json<Done>, Problem> {
     let Path((model, verb)) = path?;
     // Before the body is read: what cannot be meant is said first.
-    let standing = shared.engine.standing(&model)?;
+    shared.engine.serving(Some(&model))?;
     let body = read(&shared, &headers, body).await?;
-    let (verb, mut ask) = parse(&shared, &verb, &body)?;
-    ask.key = key(&headers, &model, &verb, &body)?;
-    check(&ask)?;
+    let name = verb;
+    let (verb, mut ask) = parse(&shared, &name, &body)?;
+    ask.key = key(&headers, &model, &name, &body)?;
+    check(&mut ask)?;
     let engine = shared.engine.clone();
-    let (moved, standing) = blocking(move || -> Result<_, crate::engine::Error> {
-        let moved = engine.act(&standing.model, verb, &ask)?;
-        Ok((moved, engine.standing(&standing.model)?))
-    })
-    .await??;
+    let is_long = matches!(verb, Verb::Stage { .. });
+    let work = move || -> Result<_, crate::engine::Error> {
+        let moved = engine.act(&model, verb, &ask)?;
+        Ok((moved, engine.standing(&model)?))
+    };
+    let (moved, standing) = if is_long { long(&shared, work).await?? } else { blocking(work).await?? };
     Ok(Json(Done::new(moved, standing)))
 }
 
@@ -249,7 +252,7 @@ pub(super) async fn try_policy(
     if !(1..=rows_max).contains(&last) {
         return Err(wrong("/last", format!("1 to {rows_max}")));
     }
-    Ok(Json(blocking(move || engine.try_policy(&model, &document, last)).await??))
+    Ok(Json(long(&shared, move || engine.try_policy(&model, &document, last)).await??))
 }
 
 async fn read(shared: &Shared, headers: &HeaderMap, body: Body) -> Result<Vec<u8>, Problem> {
@@ -334,26 +337,30 @@ fn parse(shared: &Shared, verb: &str, body: &[u8]) -> Result<(Verb, Ask), Proble
     }
 }
 
-fn check(ask: &Ask) -> Result<(), Problem> {
+/// Holds who asks, and why, to what may stand on record and on a terminal.
+fn check(ask: &mut Ask) -> Result<(), Problem> {
+    ask.by = ask.by.trim().to_owned();
     let mut violations = Vec::new();
     let is_text = |text: &str| !text.chars().any(char::is_control);
-    if !(1..=NAME_MAX).contains(&ask.by.trim().chars().count()) || !is_text(&ask.by) {
-        let expected = format!("1 to {NAME_MAX} characters: who asks");
+    let is_taken = ask.by.eq_ignore_ascii_case(SERVICE);
+    if !(1..=NAME_MAX).contains(&ask.by.chars().count()) || !is_text(&ask.by) || is_taken {
+        let expected = format!("who asks: 1 to {NAME_MAX} printable characters, and not \"{SERVICE}\"");
         violations.push(Violation::new("/by", violation::Code::OutOfRange, expected));
     }
-    if ask.why.chars().count() > WHY_MAX {
-        violations.push(Violation::new("/why", violation::Code::OutOfRange, format!("at most {WHY_MAX} characters")));
+    if ask.why.chars().count() > WHY_MAX || !is_text(&ask.why) {
+        let expected = format!("at most {WHY_MAX} printable characters on one line");
+        violations.push(Violation::new("/why", violation::Code::OutOfRange, expected));
     }
     if violations.is_empty() { Ok(()) } else { Err(Problem::invalid(violations)) }
 }
 
 /// The key that the caller gave, with the hash of what was asked for.
-fn key(headers: &HeaderMap, model: &str, verb: &Verb, body: &[u8]) -> Result<Option<(String, String)>, Problem> {
+fn key(headers: &HeaderMap, model: &str, verb: &str, body: &[u8]) -> Result<Option<(String, String)>, Problem> {
     let Some(value) = headers.get("idempotency-key") else { return Ok(None) };
     let key = value.to_str().ok().filter(|key| (1..=NAME_MAX).contains(&key.len()));
     let key = key.ok_or_else(|| wrong("/idempotency-key", format!("1 to {NAME_MAX} ASCII characters")))?;
     let mut hash = Sha256::new();
-    for part in [model.as_bytes(), format!("{:?}", std::mem::discriminant(verb)).as_bytes(), body] {
+    for part in [model.as_bytes(), verb.as_bytes(), body] {
         hash.update((part.len() as u64).to_le_bytes());
         hash.update(part);
     }

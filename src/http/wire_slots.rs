@@ -39,6 +39,8 @@ pub(super) struct Slots {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schema(required = false)]
     approvals_missing: Vec<String>,
+    /// False while a rollback is in force that the ledger could not take yet.
+    journalled: bool,
 }
 
 /// One slot.
@@ -46,8 +48,11 @@ pub(super) struct Slots {
 pub(super) struct Slot {
     /// `blue` or `green`.
     slot: &'static str,
-    /// `empty`, `loading` or `ready`.
+    /// `empty`, `loading`, `ready`, or `failed` when it could not be loaded at the start: the next move that needs it tries again.
     state: &'static str,
+    /// Why it could not be loaded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    problem: Option<String>,
     /// `champion`, `challenger`, `standby` or `staged`.
     #[serde(skip_serializing_if = "Option::is_none")]
     role: Option<&'static str>,
@@ -63,7 +68,7 @@ pub(super) struct Slot {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, format = DateTime, nullable = false)]
     since: Option<String>,
-    /// By how much resident memory grew while it was loaded.
+    /// About what it takes: by how much resident memory grew while it was loaded, and its graph for each lane at least.
     #[serde(skip_serializing_if = "Option::is_none")]
     memory_bytes: Option<u64>,
     /// Decisions that it made since it was loaded.
@@ -196,8 +201,20 @@ fn time(ms: i64) -> String {
 
 impl From<Standing> for Slots {
     fn from(standing: Standing) -> Self {
-        let Standing { model, slots, loaded, staging, readings, verdict, dropped, fallbacks, legal, missing } =
-            standing;
+        let Standing {
+            model,
+            slots,
+            loaded,
+            staging,
+            readings,
+            verdict,
+            dropped,
+            fallbacks,
+            legal,
+            missing,
+            unloaded,
+            journalled,
+        } = standing;
         let canary = slots.rollout.as_ref().map(rollout::Rollout::at);
         let canary = canary.filter(|step| step.exposure == rollout::Exposure::Canary).map_or(0.0, |step| step.share);
         let is_idle = |colour: Colour| colour != slots.champion();
@@ -207,9 +224,11 @@ impl From<Standing> for Slots {
                 slot: colour.name(),
                 state: match &placed {
                     _ if staging && is_idle(colour) => "loading",
+                    Some(_) if unloaded.is_some() && is_idle(colour) => "failed",
                     Some(_) => "ready",
                     None => "empty",
                 },
+                problem: unloaded.clone().filter(|_| is_idle(colour)),
                 share: match placed.as_ref().map(|placed| placed.role) {
                     Some(Role::Champion) => 1.0 - canary,
                     Some(Role::Challenger) => canary,
@@ -256,6 +275,7 @@ impl From<Standing> for Slots {
             policy,
             legal,
             approvals_missing: missing,
+            journalled,
         }
     }
 }

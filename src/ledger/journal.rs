@@ -1,6 +1,11 @@
 //! The journal of operators: every move on the slots with the state that it led to, in one transaction with its entry in the chain.
 //! Also the policies that were in force, and the answers to requests that may come twice.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError, sync_channel};
+use std::time::Duration;
+
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 use serde::Serialize;
 use serde_json::Value;
@@ -12,6 +17,13 @@ use crate::domain::slots::Slots;
 
 /// Answers that are kept for requests that come again.
 const ANSWERS_MAX: i64 = 1_000;
+/// How long a change may wait for its turn, and then for the disk.
+const TURN: Duration = Duration::from_secs(2);
+const DISK: Duration = Duration::from_secs(10);
+/// Whose turn a change is: it waits, the writer has taken it, or who asked for it has withdrawn it.
+const WAITS: u8 = 0;
+const TAKEN: u8 = 1;
+const WITHDRAWN: u8 = 2;
 
 /// What somebody did, or tried to do, to the slots of a model.
 #[derive(Debug, Clone, Serialize)]
@@ -58,11 +70,60 @@ pub struct Recalled {
     pub body: Value,
 }
 
+/// A change on its way into the journal.
+#[derive(Debug)]
+pub struct Pending {
+    answer: Receiver<Result<i64, Error>>,
+    turn: Arc<AtomicU8>,
+}
+
+impl Pending {
+    /// What became of it, if that is known: the number of its entry.
+    pub fn poll(&self) -> Option<Result<i64, Error>> {
+        match self.answer.try_recv() {
+            Ok(answer) => Some(answer),
+            Err(TryRecvError::Empty) => None,
+            Err(TryRecvError::Disconnected) => Some(Err(Error::Closed)),
+        }
+    }
+
+    /// Waits for it. What has not had its turn in time is withdrawn, and will not be recorded later.
+    fn wait(self) -> Result<i64, Error> {
+        let late = |error| match error {
+            RecvTimeoutError::Timeout => Error::Late,
+            RecvTimeoutError::Disconnected => Error::Closed,
+        };
+        match self.answer.recv_timeout(TURN) {
+            Ok(answer) => answer,
+            Err(error) => match self.turn.compare_exchange(WAITS, WITHDRAWN, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => Err(late(error)),
+                Err(_) => self.answer.recv_timeout(DISK).map_err(late)?,
+            },
+        }
+    }
+}
+
+/// A change that waits for the writer.
+pub(super) struct Waiting {
+    change: Change,
+    turn: Arc<AtomicU8>,
+    reply: SyncSender<Result<i64, Error>>,
+}
+
 impl Writer {
+    /// Records a change that waits, unless it was withdrawn.
+    pub(super) fn take(&mut self, waiting: &Waiting) {
+        let turn = waiting.turn.compare_exchange(WAITS, TAKEN, Ordering::AcqRel, Ordering::Acquire);
+        if turn.is_ok() {
+            let _ = waiting.reply.send(self.change(&waiting.change));
+        }
+    }
+
     /// Records a change together with the state that it led to.
-    pub(super) fn change(&mut self, change: &Change) -> Result<i64, Error> {
+    fn change(&mut self, change: &Change) -> Result<i64, Error> {
+        let before = self.desk.head.seq;
         let draft = self.desk.action_draft(&Action::Slots(Box::new(change.clone())));
-        let seq = self.transact(|desk, transaction| {
+        let result = self.transact(|desk, transaction| {
             let mut head = desk.head;
             desk.append(transaction, &draft, &mut head, &mut Vec::new())?;
             let keys = desk.keys.load();
@@ -84,8 +145,18 @@ impl Writer {
                 )?;
             }
             Ok((head, head.seq))
-        })?;
-        Ok(seq)
+        });
+        match result {
+            Ok(seq) => {
+                self.recovered();
+                Ok(seq)
+            }
+            Err(error) => {
+                self.failed(&error);
+                // It may be there all the same: then what it led to is in force.
+                if self.desk.head.seq > before { Ok(self.desk.head.seq) } else { Err(error) }
+            }
+        }
     }
 }
 
@@ -138,9 +209,22 @@ pub(super) fn slots(database: &Connection, keys: &Keys, model: &str) -> Result<O
     let Some(document) = state(database, keys, "slots", model)? else { return Ok(None) };
     let slots: Slots = serde_json::from_str(&document)
         .map_err(|error| Error::Broken(format!("the slots of \"{model}\" cannot be read: {error}")))?;
-    match slots.problems().first() {
-        Some(problem) => Err(Error::Broken(format!("the slots of \"{model}\": {problem}"))),
-        None => Ok(Some(slots)),
+    if let Some(problem) = slots.problems().first() {
+        return Err(Error::Broken(format!("the slots of \"{model}\": {problem}")));
+    }
+    // An older state in its place would carry a tag of its own: the chain knows which one was the last.
+    let (seq, last): (i64, Option<i64>) = database.query_row(
+        "SELECT seq, (SELECT max(seq) FROM entry WHERE kind = 'action' AND json_extract(body, '$.what') = 'slots'
+                      AND json_extract(body, '$.model') = ?1 AND json_extract(body, '$.slots') IS NOT NULL)
+         FROM state WHERE kind = 'slots' AND name = ?1",
+        [model],
+        |row| Ok((row.get(0)?, row.get(1)?)),
+    )?;
+    match last {
+        Some(last) if last != seq => Err(Error::Broken(format!(
+            "the slots of \"{model}\" are those of entry {seq}, but entry {last} changed them"
+        ))),
+        _ => Ok(Some(slots)),
     }
 }
 
@@ -206,9 +290,23 @@ pub(super) fn problems(database: &Connection, keys: &Keys) -> Result<Vec<String>
 }
 
 impl super::Ledger {
-    /// Records a change, with the state that it led to, and waits for it: the number of its entry.
+    /// Records a change, with the state that it led to, and waits for it, some seconds at most: the number of its entry.
+    ///
+    /// Errors: whatever keeps it from being written; then nothing has changed.
     pub fn change(&self, change: Change) -> Result<i64, Error> {
-        self.ask(|reply| super::Command::Change { change: Box::new(change), reply })
+        self.change_later(change)?.wait()
+    }
+
+    /// The same without waiting.
+    pub fn change_later(&self, change: Change) -> Result<Pending, Error> {
+        let (reply, answer) = sync_channel(1);
+        let turn = Arc::new(AtomicU8::new(WAITS));
+        let waiting = Waiting { change, turn: turn.clone(), reply };
+        match self.queue.try_send(super::Command::Change(Box::new(waiting))) {
+            Ok(()) => Ok(Pending { answer, turn }),
+            Err(TrySendError::Full(_)) => Err(Error::Busy),
+            Err(TrySendError::Disconnected(_)) => Err(Error::Closed),
+        }
     }
 
     /// The slots of a model, as they were recorded last.
@@ -231,8 +329,9 @@ impl super::Ledger {
         self.readers.with(|database| history(database, model, before, limit))
     }
 
-    /// The last `count` decisions by `model`, with their inputs where they are there, the newest first.
-    pub fn last_decisions(&self, model: &str, count: usize) -> Result<Vec<super::Recorded>, Error> {
-        self.readers.with(|database| super::reader::last(database, &self.keys.load(), Some(model), count))
+    /// The last `count` decisions by `model` that were recorded before the entry `before`, with their inputs where they are there, the
+    /// newest first.
+    pub fn last_decisions(&self, model: &str, before: i64, count: usize) -> Result<Vec<super::Recorded>, Error> {
+        self.readers.with(|database| super::reader::last(database, &self.keys.load(), Some(model), before, count))
     }
 }

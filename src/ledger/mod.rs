@@ -29,7 +29,7 @@ use serde::Serialize;
 
 pub use courier::courier;
 pub use error::Error;
-pub use journal::{Answered, Change, Recalled};
+pub use journal::{Answered, Change, Pending, Recalled};
 pub use options::{Options, Promise};
 pub use outcomes::{Fate, OF_DECISION_MAX, RecordedOutcome};
 pub use reader::{Inputs, Page, Recorded};
@@ -332,7 +332,7 @@ impl Reading {
 
     /// The last `count` decisions, each with its inputs where they are there, the newest first.
     pub fn last_decisions(&self, count: usize) -> Result<Vec<Recorded>, Error> {
-        reader::last(&self.database, &self.keys, None, count)
+        reader::last(&self.database, &self.keys, None, i64::MAX, count)
     }
 
     /// Writes the decisions from `from_ms` until before `to_ms` into a Parquet file: how many.

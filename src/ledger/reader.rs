@@ -127,20 +127,21 @@ pub(super) fn decision(database: &Connection, keys: &Keys, id: DecisionId) -> Re
     found.map(|found| recorded(database, keys, found)).transpose()
 }
 
-/// The last `count` decisions, of one `model` or all, the newest first.
+/// The last `count` decisions before the entry `before`, of one `model` or all, the newest first.
 pub(super) fn last(
     database: &Connection,
     keys: &Keys,
     model: Option<&str>,
+    before: i64,
     count: usize,
 ) -> Result<Vec<Recorded>, Error> {
     let sql = format!(
         "SELECT {} FROM entry e LEFT JOIN version v USING (version)
-         WHERE e.kind = 'decision' AND (?2 IS NULL OR v.model = ?2) ORDER BY e.seq DESC LIMIT ?1",
+         WHERE e.kind = 'decision' AND e.seq < ?3 AND (?2 IS NULL OR v.model = ?2) ORDER BY e.seq DESC LIMIT ?1",
         store::COLUMNS
     );
     let mut statement = database.prepare(&sql)?;
-    let rows = statement.query_map(params![count as i64, model], store::read_entry)?;
+    let rows = statement.query_map(params![count as i64, model, before], store::read_entry)?;
     rows.map(|row| recorded(database, keys, row?)).collect()
 }
 

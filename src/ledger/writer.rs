@@ -10,10 +10,11 @@ use rusqlite::{Connection, Transaction, params};
 
 use super::courier::{self, Reply, Sent};
 use super::desk::Desk;
+use super::journal::Waiting;
 use super::keys::{Keys, Pseudonym, hex};
 use super::record::Draft;
 use super::store::{self, Head};
-use super::{Action, Change, Error, Promise};
+use super::{Action, Error, Promise};
 
 /// Records of one commit.
 const GROUP_MAX: usize = 4_096;
@@ -35,7 +36,7 @@ pub(super) enum Command {
     Act { action: Action, reply: SyncSender<Result<(), Error>> },
     Erase { customers: Vec<Pseudonym>, reply: SyncSender<Result<bool, Error>> },
     RotateKeys { reply: SyncSender<Result<u32, Error>> },
-    Change { change: Box<Change>, reply: SyncSender<Result<i64, Error>> },
+    Change(Box<Waiting>),
     Close,
 }
 
@@ -109,7 +110,7 @@ impl Writer {
                 Some(Command::Act { action, reply }) => drop(reply.send(self.act(&action))),
                 Some(Command::Erase { customers, reply }) => drop(reply.send(self.erase(&customers))),
                 Some(Command::RotateKeys { reply }) => drop(reply.send(self.rotate_keys())),
-                Some(Command::Change { change, reply }) => drop(reply.send(self.change(&change))),
+                Some(Command::Change(waiting)) => self.take(&waiting),
                 Some(Command::Close) => {
                     // So that the database file is whole by itself, for who copies it.
                     self.scrub = true;
@@ -154,22 +155,27 @@ impl Writer {
                 Ok(())
             }
             Err(error) => {
-                if !self.desk.state.failing.swap(true, Ordering::Relaxed) {
-                    tracing::error!(cause = cause(&error), "the ledger cannot write: nothing is answered until it can");
-                }
-                // A commit can fail and yet be there (a sync that failed after the write): the database knows where it ends.
-                if let Ok(Some(head)) = store::read_mark(&self.database, &self.desk.keys.load(), "head") {
-                    self.desk.head = head;
-                }
-                // What the rolled-back group made is not there.
-                self.desk.versions.clear();
-                self.desk.state.failed_commits.fetch_add(1, Ordering::Relaxed);
+                self.failed(&error);
                 Err(error)
             }
         }
     }
 
-    fn recovered(&self) {
+    /// After a group that could not be written.
+    pub(super) fn failed(&mut self, error: &Error) {
+        if !self.desk.state.failing.swap(true, Ordering::Relaxed) {
+            tracing::error!(cause = cause(error), "the ledger cannot write: nothing is answered until it can");
+        }
+        // A commit can fail and yet be there (a sync that failed after the write): the database knows where it ends.
+        if let Ok(Some(head)) = store::read_mark(&self.database, &self.desk.keys.load(), "head") {
+            self.desk.head = head;
+        }
+        // What the rolled-back group made is not there.
+        self.desk.versions.clear();
+        self.desk.state.failed_commits.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn recovered(&self) {
         if self.desk.state.failing.swap(false, Ordering::Relaxed) {
             tracing::info!("the ledger writes again");
         }

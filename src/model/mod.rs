@@ -97,6 +97,7 @@ pub struct Model {
     schema: Schema,
     platt: Platt,
     lanes: lanes::Lanes,
+    graph_bytes: usize,
     probe: Probe,
 }
 
@@ -112,10 +113,11 @@ impl Model {
         let lanes = lanes::Lanes::new(runtime, &bundle, options.lanes)?;
         let platt = Platt { a: bundle.card.calibration.a, b: bundle.card.calibration.b };
         let probe = probe::probe(&id, &bundle, &lanes, platt, options.row_p99_us_max)?;
-        let Bundle { card, baseline, mut golden, schema, .. } = bundle;
+        let Bundle { card, baseline, mut golden, schema, graph, .. } = bundle;
+        let graph_bytes = graph.len();
         // Opening the bundle made sure that there are some.
         let example = golden.rows.swap_remove(0);
-        Ok(Self { id: Arc::new(id), card, baseline, example, schema, platt, lanes, probe })
+        Ok(Self { id: Arc::new(id), card, baseline, example, schema, platt, lanes, graph_bytes, probe })
     }
 
     /// Its name and version.
@@ -146,6 +148,11 @@ impl Model {
     /// How a record becomes a row.
     pub fn schema(&self) -> &Schema {
         &self.schema
+    }
+
+    /// The size of its graph, in bytes.
+    pub fn graph_bytes(&self) -> usize {
+        self.graph_bytes
     }
 
     /// What its probe measured.

@@ -115,6 +115,8 @@ pub struct Metrics {
     requests: [[OnceLock<Counter>; STATUSES.len()]; Route::ALL.len()],
     /// The roles that each version has had: a series cannot be taken back, only set to 0.
     roles: Mutex<Roles>,
+    /// The guardrails that each model has had.
+    guardrails: Mutex<BTreeSet<(String, String)>>,
 }
 
 type Roles = BTreeMap<(String, String), BTreeSet<&'static str>>;
@@ -173,10 +175,13 @@ impl Metrics {
             describe_counter!(DECISIONS, "Decisions, by model, version and tier");
             describe_counter!(OUTCOMES, "Facts of outcomes put on record, by fact");
             describe_gauge!(MODEL_INFO, "1 for each loaded model in the role that it has, 0 for one that it had");
-            describe_gauge!(ROLLOUT_SHARE, "Share of requests that a challenger takes part in, 0 without a rollout");
+            describe_gauge!(
+                ROLLOUT_SHARE,
+                "Share of requests or customers that a challenger is exposed to, 0 without a rollout"
+            );
             describe_gauge!(
                 ROLLOUT_GUARDRAIL,
-                "1 for a guardrail that passes, 0 for one that holds, -1 for a broken one"
+                "1 for a guardrail that passes, 0 for one that holds or has no rollout, -1 for a broken one"
             );
             describe_counter!(ROLLOUT_MOVES, "Moves that rollouts made by themselves, by verb");
             describe_gauge!(PROBE_ROW, Unit::Seconds, "Time of one row, measured by the probe");
@@ -194,6 +199,7 @@ impl Metrics {
             handles,
             requests: Default::default(),
             roles: Mutex::default(),
+            guardrails: Mutex::default(),
         }
     }
 
@@ -270,16 +276,28 @@ impl Metrics {
         roles.extend(role);
     }
 
-    /// A challenger of `model` takes part in `share` of the requests.
-    pub fn rollout_share(&self, model: &str, share: f64) {
-        self.register(|| gauge!(ROLLOUT_SHARE, "model" => model.to_owned()).set(share));
+    /// A challenger of `model` is exposed to `share` of the requests, in the shadow or as a canary.
+    pub fn rollout_share(&self, model: &str, exposure: &'static str, share: f64) {
+        self.register(|| gauge!(ROLLOUT_SHARE, "model" => model.to_owned(), "exposure" => exposure).set(share));
     }
 
     /// How the guardrails of a rollout stand: each by its name, with 1, 0 or -1.
     pub fn guardrails<'g>(&self, model: &str, readings: impl Iterator<Item = (&'g str, f64)>) {
+        let mut known = self.guardrails.lock().unwrap_or_else(PoisonError::into_inner);
         self.register(|| {
             for (guardrail, value) in readings {
                 gauge!(ROLLOUT_GUARDRAIL, "model" => model.to_owned(), "guardrail" => guardrail.to_owned()).set(value);
+                known.insert((model.to_owned(), guardrail.to_owned()));
+            }
+        });
+    }
+
+    /// No rollout of `model` goes on: what its guardrails said is over, and what watches them is to calm down.
+    pub fn no_guardrails(&self, model: &str) {
+        let known = self.guardrails.lock().unwrap_or_else(PoisonError::into_inner);
+        self.register(|| {
+            for (model, guardrail) in known.iter().filter(|(known, _)| known == model) {
+                gauge!(ROLLOUT_GUARDRAIL, "model" => model.clone(), "guardrail" => guardrail.clone()).set(0.0);
             }
         });
     }
