@@ -11,11 +11,12 @@ use smallvec::smallvec;
 use super::serving::{Candidate, Serving, Trial};
 use super::shadow::Row;
 use super::{Engine, Error};
+use crate::domain::condition::{Known, Values};
 use crate::domain::decision::{Arm, Decision};
 use crate::domain::id::DecisionId;
 use crate::domain::record::Record;
 use crate::domain::score::Score;
-use crate::domain::violation::Violation;
+use crate::domain::violation::{LISTED_MAX, Violation};
 use crate::ledger::Receipt;
 use crate::model;
 
@@ -65,19 +66,19 @@ impl Engine {
     ) -> Result<(Decision, Stages, Receipt), Error> {
         let begun = Instant::now();
         let mut row: Row = smallvec![0.0; serving.model.schema().columns()];
-        serving.model.schema().vectorize(&record.features, &mut row).map_err(Error::Invalid)?;
+        let values = encode(serving, record, &mut row).map_err(Error::Invalid)?;
         let encoded = Instant::now();
-        let Scored { score, arm } = self.score(serving, record, &row, addressed, true)?;
+        let scored = self.score(serving, record, &row, &values, addressed, true)?;
         let inferred = Instant::now();
-        let decision = self.decision(serving, score, arm, self.now_ms());
+        let decision = self.decision(serving, record, &values, &scored, self.now_ms());
         let stages = Stages { encode: encoded - begun, infer: inferred - encoded, policy: inferred.elapsed() };
         let receipt = match &self.ledger {
             Some(ledger) => ledger.record(&decision, &record.customer_id, Bytes::copy_from_slice(inputs))?,
             None => Receipt::done(),
         };
-        candidate(serving, arm).count(decision.tier);
+        candidate(serving, scored.arm).count(decision.tier);
         if let Some(trial) = serving.shadow(addressed) {
-            self.shade(trial, record, row);
+            self.shade(trial, record, &values, row);
         }
         Ok((decision, stages, receipt))
     }
@@ -90,9 +91,11 @@ impl Engine {
         serving: &Serving,
         record: &Record,
         row: &[f32],
+        values: &[Known],
         addressed: Option<Arm>,
         is_timed: bool,
     ) -> Result<Scored, Error> {
+        let segment = || serving.policy.segment_of(values);
         let took = |begun: Instant| is_timed.then(|| begun.elapsed());
         let canary = serving.canary(addressed);
         if serving.arm_of(&record.customer_id, addressed) == Arm::Challenger {
@@ -102,7 +105,7 @@ impl Engine {
             match (result, canary) {
                 (Ok(score), canary) => {
                     if let Some(trial) = canary {
-                        trial.scored(Arm::Challenger, took(begun), score, trial.ticket(&record.customer_id));
+                        trial.scored(Arm::Challenger, took(begun), score, trial.ticket(&record.customer_id), segment());
                     }
                     return Ok(Scored { score, arm: Arm::Challenger });
                 }
@@ -117,7 +120,9 @@ impl Engine {
         let result = serving.model.score(row);
         if let Some((trial, begun)) = begun {
             match &result {
-                Ok(score) => trial.scored(Arm::Champion, took(begun), *score, trial.ticket(&record.customer_id)),
+                Ok(score) => {
+                    trial.scored(Arm::Champion, took(begun), *score, trial.ticket(&record.customer_id), segment());
+                }
                 Err(error) => trial.failed(Arm::Champion, Some(error)),
             }
         }
@@ -125,7 +130,7 @@ impl Engine {
     }
 
     /// Gives the shadow a customer that the champion has decided on.
-    fn shade(&self, trial: &Arc<Trial>, record: &Record, row: Row) {
+    fn shade(&self, trial: &Arc<Trial>, record: &Record, values: &[Known], row: Row) {
         let own = match trial.same_row {
             true => None,
             false => {
@@ -138,13 +143,13 @@ impl Engine {
                 Some(own)
             }
         };
-        self.shadow.offer(trial, trial.ticket(&record.customer_id), row, own);
+        self.shadow.offer(trial, trial.ticket(&record.customer_id), trial.policy.segment_of(values), row, own);
     }
 
     /// Every violation of `record`, without deciding on it.
     pub fn violations(&self, serving: &Serving, record: &Record) -> Vec<Violation> {
         let mut row = vec![0.0; serving.model.schema().columns()];
-        serving.model.schema().vectorize(&record.features, &mut row).err().unwrap_or_default()
+        encode(serving, record, &mut row).err().unwrap_or_default()
     }
 
     /// Decides on many records, each read from its place of `inputs`, scored as real batches; each is answered in its place,
@@ -187,10 +192,10 @@ impl Engine {
         let begun = Instant::now();
         let columns = serving.model.schema().columns();
         let mut rows = vec![0.0; records.len() * columns];
-        let encoded: Vec<Result<(), Error>> = records
+        let encoded: Vec<Result<Values, Error>> = records
             .iter()
             .zip(rows.chunks_exact_mut(columns))
-            .map(|(record, row)| serving.model.schema().vectorize(&record.features, row).map_err(Error::Invalid))
+            .map(|(record, row)| encode(serving, record, row).map_err(Error::Invalid))
             .collect();
         stages.encode += begun.elapsed();
         let begun = Instant::now();
@@ -198,29 +203,30 @@ impl Engine {
         let is_champions = |record: &Record| serving.arm_of(&record.customer_id, addressed) == Arm::Champion;
         let of_champion: Vec<usize> =
             (0..records.len()).filter(|at| encoded[*at].is_ok() && is_champions(&records[*at])).collect();
-        let mut scores = self.score_rows(serving, records, &rows, &of_champion, addressed).into_iter();
+        let mut scores = self.score_rows(serving, records, &rows, &encoded, &of_champion, addressed).into_iter();
         let mut of_champion = of_champion.into_iter().peekable();
-        let scored: Vec<Result<Scored, Error>> = encoded
+        let scored: Vec<Result<(Scored, Values), Error>> = encoded
             .into_iter()
             .zip(records.iter().zip(rows.chunks_exact(columns)))
             .enumerate()
             .map(|(at, (encoded, (record, row)))| {
-                encoded?;
+                let values = encoded?;
                 if of_champion.next_if_eq(&at).is_none() {
-                    return self.score(serving, record, row, addressed, false);
+                    let scored = self.score(serving, record, row, &values, addressed, false)?;
+                    return Ok((scored, values));
                 }
                 let score = scores.next().unwrap_or(Err(model::Error::NotAProbability))?;
-                Ok(Scored { score, arm: Arm::Champion })
+                Ok((Scored { score, arm: Arm::Champion }, values))
             })
             .collect();
         stages.infer += begun.elapsed();
         let begun = Instant::now();
         let now_ms = self.now_ms();
         for ((scored, record), row) in scored.into_iter().zip(records).zip(rows.chunks_exact(columns)) {
-            if let (Ok(_), Some(trial)) = (&scored, serving.shadow(addressed)) {
-                self.shade(trial, record, row.into());
+            if let (Ok((_, values)), Some(trial)) = (&scored, serving.shadow(addressed)) {
+                self.shade(trial, record, values, row.into());
             }
-            decisions.push(scored.map(|Scored { score, arm }| self.decision(serving, score, arm, now_ms)));
+            decisions.push(scored.map(|(scored, values)| self.decision(serving, record, &values, &scored, now_ms)));
         }
         stages.policy += begun.elapsed();
     }
@@ -231,6 +237,7 @@ impl Engine {
         serving: &Serving,
         records: &[Record],
         rows: &[f32],
+        encoded: &[Result<Values, Error>],
         places: &[usize],
         addressed: Option<Arm>,
     ) -> Vec<Result<Score, model::Error>> {
@@ -250,7 +257,8 @@ impl Engine {
         if let Some(trial) = serving.canary(addressed) {
             scores.iter().zip(places).for_each(|(score, at)| match score {
                 Ok(score) => {
-                    trial.scored(Arm::Champion, None, *score, trial.ticket(&records[*at].customer_id));
+                    let segment = encoded[*at].as_ref().ok().and_then(|values| serving.policy.segment_of(values));
+                    trial.scored(Arm::Champion, None, *score, trial.ticket(&records[*at].customer_id), segment);
                 }
                 Err(error) => trial.failed(Arm::Champion, Some(error)),
             });
@@ -258,17 +266,53 @@ impl Engine {
         scores
     }
 
-    fn decision(&self, serving: &Serving, score: Score, arm: Arm, decided_at_ms: u64) -> Decision {
+    fn decision(
+        &self,
+        serving: &Serving,
+        record: &Record,
+        values: &[Known],
+        scored: &Scored,
+        decided_at_ms: u64,
+    ) -> Decision {
+        let Scored { score, arm } = *scored;
+        let candidate = candidate(serving, arm);
+        let (assessment, choice) = match arm {
+            Arm::Champion => serving.policy.decide(score, values),
+            // What a missing value means, the dictionary of the model says that answers.
+            Arm::Challenger => match candidate.binding.read(record) {
+                Ok(own) => serving.policy.decide(score, &own),
+                Err(_) => serving.policy.decide(score, values),
+            },
+        };
         let mut random = [0; 10];
         fastrand::fill(&mut random);
         Decision {
             id: DecisionId::new(decided_at_ms, random),
             decided_at_ms,
             score,
-            model: candidate(serving, arm).model.id().clone(),
+            model: candidate.model.id().clone(),
             arm,
             policy: serving.policy.clone(),
-            tier: serving.policy.tier_of(score),
+            tier: assessment.tier,
+            choice,
+            value_at_stake: assessment.value_at_stake,
+            trace: assessment.trace,
+        }
+    }
+}
+
+/// Writes the champion's row of `record`, and gives what the policy wants to know of it.
+///
+/// Errors: every violation of the dictionary and of what the policy declares.
+fn encode<'v>(serving: &'v Serving, record: &'v Record, row: &mut [f32]) -> Result<Values<'v>, Vec<Violation>> {
+    let encoded = serving.model.schema().vectorize(&record.features, row);
+    match (encoded, serving.champion.binding.read(record)) {
+        (Ok(()), Ok(values)) => Ok(values),
+        (encoded, read) => {
+            let mut violations = encoded.err().unwrap_or_default();
+            violations.extend(read.err().unwrap_or_default());
+            violations.truncate(LISTED_MAX);
+            Err(violations)
         }
     }
 }

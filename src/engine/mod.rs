@@ -1,6 +1,7 @@
 //! Floor 2, the engine: the one hallway between the doors above and the rooms below. A record goes down it once, a decision
 //! comes up once, and both see one snapshot of what is in service.
 
+mod again;
 mod decide;
 mod error;
 mod moves;

@@ -8,15 +8,13 @@ use serde::{Deserialize, Serialize};
 use super::shelf;
 use super::slots::{Deck, Delivery, Held, policy_of_record};
 use super::{Engine, Error};
-use crate::domain::comparison::{Comparer, Comparison};
+use crate::domain::comparison::Comparison;
 use crate::domain::guardrail::{Reading, Verdict, verdict};
 use crate::domain::moves::{Illegal, Move};
-use crate::domain::policy::Policy;
 use crate::domain::rollout::Plan;
-use crate::domain::score::Score;
 use crate::domain::slots::{Colour, Slots};
-use crate::ledger::{Change, Inputs, Recalled};
-use crate::model::{self, Model};
+use crate::ledger::{Change, Recalled};
+use crate::model;
 
 /// Who asks for a move, and why.
 #[derive(Debug, Clone, Default)]
@@ -225,6 +223,7 @@ impl Engine {
             }
             Verb::ApplyPolicy(document) => {
                 let policy = shelf::parse_policy(&document).map_err(Error::Refused)?;
+                held.fit(&policy)?;
                 let reference = shelf::policy_ref(&policy);
                 let result = format!("{} {} is in force", policy.name(), policy.version());
                 delivery.policy = Some(Arc::new(policy));
@@ -232,7 +231,9 @@ impl Engine {
             }
             Verb::UndoPolicy => {
                 if let Some(before) = &held.slots.policy_before {
-                    delivery.policy = Some(Arc::new(policy_of_record(self.ledger()?, &before.digest)?));
+                    let policy = policy_of_record(self.ledger()?, &before.digest)?;
+                    held.fit(&policy)?;
+                    delivery.policy = Some(Arc::new(policy));
                 }
                 (Move::UndoPolicy, "undo_policy", "the policy before is in force again".to_owned())
             }
@@ -279,7 +280,9 @@ impl Engine {
         let staged = self.shelf.load(&deck.name, version).map_err(|error| reasons_of(&error));
         let staged = staged.and_then(|loaded| {
             let (notes, breaking) = shelf::differences(live.card(), loaded.model.card());
-            if breaking.is_empty() || allow_breaking { Ok((loaded, [notes, breaking].concat())) } else { Err(breaking) }
+            let mut reasons = if allow_breaking { Vec::new() } else { breaking.clone() };
+            reasons.extend(loaded.fits(&policy).err().unwrap_or_default());
+            if reasons.is_empty() { Ok((loaded, [notes, breaking].concat())) } else { Err(reasons) }
         });
         let (loaded, notes) = match staged {
             Ok(staged) => staged,
@@ -293,6 +296,8 @@ impl Engine {
             count => Some(self.replay(&deck.name, &live, &loaded.model, &policy, count)?),
         };
         let mut held = deck.held();
+        // Another policy may have come into force while the model was loaded.
+        loaded.fits(&held.policy).map_err(Error::Refused)?;
         let colour = held.slots.champion().other().name();
         let probe = loaded.model.probe();
         let result = format!(
@@ -324,45 +329,6 @@ impl Engine {
             tracing::warn!(model = deck.name, cause = %error, "a refusal could not be journalled");
         }
     }
-
-    /// Makes the last `count` decisions on record again by both models.
-    fn replay(
-        &self,
-        name: &str,
-        live: &Model,
-        next: &Model,
-        policy: &Policy,
-        count: usize,
-    ) -> Result<Comparison, Error> {
-        let mut comparer = Comparer::new(policy, policy);
-        for recorded in self.ledger()?.last_decisions(name, count)? {
-            let scores = match &recorded.inputs {
-                Inputs::Kept(inputs) => (self.read)(inputs.as_slice())
-                    .ok()
-                    .and_then(|record| Some((score_of(live, &record)?, score_of(next, &record)?))),
-                Inputs::NotKept | Inputs::Erased => None,
-            };
-            match scores {
-                Some((before, after)) => comparer.add(before, after),
-                None => comparer.skip(),
-            }
-        }
-        Ok(comparer.end())
-    }
-
-    /// What `document` would have made of the last `count` decisions of `model`, against the policy in force.
-    pub fn try_policy(&self, model: &str, document: &str, count: usize) -> Result<Comparison, Error> {
-        let before = self.deck(model)?.held().policy.clone();
-        let after = shelf::parse_policy(document).map_err(Error::Refused)?;
-        let mut comparer = Comparer::new(&before, &after);
-        for recorded in self.ledger()?.last_decisions(model, count)? {
-            match Score::new(recorded.score) {
-                Some(score) => comparer.add(score, score),
-                None => comparer.skip(),
-            }
-        }
-        Ok(comparer.end())
-    }
 }
 
 /// Why a bundle cannot be used: each problem by itself, or the failure with its cause.
@@ -375,10 +341,4 @@ fn reasons_of(error: &model::Error) -> Vec<String> {
             None => error.to_string(),
         }],
     }
-}
-
-fn score_of(model: &Model, record: &crate::domain::record::Record) -> Option<Score> {
-    let mut row = vec![0.0; model.schema().columns()];
-    model.schema().vectorize(&record.features, &mut row).ok()?;
-    model.score(&row).ok()
 }

@@ -8,9 +8,11 @@ use std::time::Duration;
 
 use super::watch::Watch;
 use crate::domain::assignment;
+use crate::domain::condition::Domain;
 use crate::domain::decision::Arm;
 use crate::domain::guardrail::Observed;
 use crate::domain::policy::Policy;
+use crate::domain::policy_fit::Binding;
 use crate::domain::rollout::Exposure;
 use crate::domain::score::Score;
 use crate::model::{self, Model};
@@ -21,6 +23,8 @@ use crate::telemetry::{Counter, Metrics};
 pub(super) struct Candidate {
     /// The model.
     pub(super) model: Arc<Model>,
+    /// The policy bound to its dictionary.
+    pub(super) binding: Arc<Binding>,
     /// The counter of each tier, by its place in the policy.
     decided: Arc<[Counter]>,
     /// Decisions that it made since it was loaded.
@@ -29,10 +33,18 @@ pub(super) struct Candidate {
 
 impl Candidate {
     /// `model` under `policy`, counted in `metrics` and in `requests`.
-    pub(super) fn new(model: Arc<Model>, policy: &Policy, metrics: &Metrics, requests: Arc<AtomicU64>) -> Self {
+    ///
+    /// Errors: what of the policy does not fit the model.
+    pub(super) fn new(
+        model: Arc<Model>,
+        policy: &Policy,
+        metrics: &Metrics,
+        requests: Arc<AtomicU64>,
+    ) -> Result<Self, Vec<String>> {
         let id = model.id();
+        let binding = Arc::new(policy.bind(&model.card().features)?);
         let decided = policy.tiers().iter().map(|tier| metrics.decisions(&id.name, &id.version, &tier.name)).collect();
-        Self { model, decided, requests }
+        Ok(Self { model, binding, decided, requests })
     }
 
     pub(super) fn count(&self, tier: usize) {
@@ -66,6 +78,11 @@ impl Serving {
         trial: Option<Arc<Trial>>,
     ) -> Self {
         Self { model: champion.model.clone(), policy, champion, idle, trial }
+    }
+
+    /// The entries of the context that the policy declares.
+    pub fn context(&self) -> impl Iterator<Item = (&str, &Domain)> {
+        self.champion.binding.declared()
     }
 
     /// Whether there is a second model that can be addressed.
@@ -160,9 +177,10 @@ impl Trial {
             && (self.share >= 1.0 || assignment::place(self.ticket(customer_id)) < self.share)
     }
 
-    pub(super) fn scored(&self, arm: Arm, took: Option<Duration>, score: Score, ticket: u64) {
+    /// Notes the score of a customer, who is assigned by `ticket` and belongs to the `segment` of the policy.
+    pub(super) fn scored(&self, arm: Arm, took: Option<Duration>, score: Score, ticket: u64, segment: Option<usize>) {
         let edges = &self.champion.model.baseline().score.edges;
-        self.watches.of(arm).scored(took, score, edges, self.policy.tier_of(score), ticket);
+        self.watches.of(arm).scored(took, score, edges, self.policy.tier_of(segment, score), ticket);
     }
 
     pub(super) fn failed(&self, arm: Arm, error: Option<&model::Error>) {

@@ -22,6 +22,7 @@ pub(super) type Row = SmallVec<[f32; 64]>;
 struct Job {
     trial: Arc<Trial>,
     ticket: u64,
+    segment: Option<usize>,
     /// The champion's row, and the challenger's where that is another one.
     row: Row,
     own: Option<Row>,
@@ -41,9 +42,9 @@ impl Shadow {
         Self { queue, jobs: Mutex::new(jobs) }
     }
 
-    /// Offers a customer, who is assigned by `ticket`; never waits.
-    pub(super) fn offer(&self, trial: &Arc<Trial>, ticket: u64, row: Row, own: Option<Row>) {
-        if self.queue.try_send(Job { trial: trial.clone(), ticket, row, own }).is_err() {
+    /// Offers a customer, who is assigned by `ticket` and belongs to `segment`; never waits.
+    pub(super) fn offer(&self, trial: &Arc<Trial>, ticket: u64, segment: Option<usize>, row: Row, own: Option<Row>) {
+        if self.queue.try_send(Job { trial: trial.clone(), ticket, segment, row, own }).is_err() {
             trial.watches.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -77,7 +78,7 @@ fn score(job: &Job, arm: Arm) {
     };
     let begun = Instant::now();
     match model.score(row) {
-        Ok(score) => job.trial.scored(arm, Some(begun.elapsed()), score, job.ticket),
+        Ok(score) => job.trial.scored(arm, Some(begun.elapsed()), score, job.ticket, job.segment),
         Err(error) => job.trial.failed(arm, Some(&error)),
     }
 }

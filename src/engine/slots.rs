@@ -59,9 +59,19 @@ impl Held {
         self.loaded[place(colour)].as_ref()
     }
 
+    /// Whether every model in the slots can be served under `policy`.
+    ///
+    /// Errors: [`Error::Refused`] with what does not fit.
+    pub(super) fn fit(&self, policy: &Policy) -> Result<(), Error> {
+        let problems = self.loaded.iter().flatten().filter_map(|loaded| loaded.fits(policy).err());
+        let problems: Vec<String> = problems.flatten().collect();
+        if problems.is_empty() { Ok(()) } else { Err(Error::Refused(problems)) }
+    }
+
     fn candidate(&self, colour: Colour, engine: &Engine) -> Option<Candidate> {
         let Loaded { model, requests, .. } = self.in_slot(colour)?;
-        Some(Candidate::new(model.clone(), &self.policy, &engine.metrics, requests.clone()))
+        // Whatever comes into these slots was seen to fit before.
+        Candidate::new(model.clone(), &self.policy, &engine.metrics, requests.clone()).ok()
     }
 
     /// What these slots serve.
@@ -137,6 +147,7 @@ impl Deck {
 
     fn begin(name: &str, version: &str, policy: Arc<Policy>, engine: &Engine) -> Result<Held, Error> {
         let model = engine.shelf.load(name, version).map_err(|source| unservable(name, version, source))?;
+        model.fits(&policy).map_err(Error::Refused)?;
         let digest = model.model.digest().to_owned();
         let reference = shelf::policy_ref(&policy);
         let slots = Slots::new(version.to_owned(), digest, reference.clone(), engine.now_ms());
@@ -158,14 +169,18 @@ impl Deck {
 
     fn resume(name: &str, mut slots: Slots, ledger: &Ledger, engine: &Engine) -> Result<Held, Error> {
         let mut loaded = [None, None];
+        let policy = Arc::new(policy_of_record(ledger, &slots.policy.digest)?);
         let champion = slots.champion();
         for colour in Colour::ALL {
             let Some(placed) = slots.placed(colour).cloned() else { continue };
             let model = engine.shelf.load(name, &placed.version).and_then(|loaded| {
-                if loaded.model.digest() == placed.digest {
-                    return Ok(loaded);
-                }
                 let path = engine.shelf.dir.join(name).join(&placed.version);
+                if loaded.model.digest() == placed.digest {
+                    return match loaded.fits(&policy) {
+                        Ok(()) => Ok(loaded),
+                        Err(problems) => Err(crate::model::Error::Bundle { path, problems }),
+                    };
+                }
                 let problem = "it is not the bundle that went into service: bring that one back, or begin anew with models.resume = false";
                 Err(crate::model::Error::Bundle { path, problems: vec![problem.to_owned()] })
             });
@@ -192,7 +207,6 @@ impl Deck {
                 }
             }
         }
-        let policy = Arc::new(policy_of_record(ledger, &slots.policy.digest)?);
         let mut held = Held { slots, loaded, policy, watches: None, evidence: Evidence::default(), owed: None };
         held.watch();
         Ok(held)
