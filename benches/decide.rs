@@ -6,6 +6,7 @@ mod customers;
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput};
+use mainstay::domain::record::Value;
 
 /// Rows of one run, as `Engine::decide_batch` takes them.
 const BATCH_ROWS: usize = 512;
@@ -16,7 +17,38 @@ fn main() {
     for name in customers::BUNDLES {
         measure(&mut criterion, &service, name);
     }
+    for name in ["default", "value"] {
+        policy(&mut criterion, &service, name);
+    }
     criterion.final_summary();
+}
+
+/// What a policy makes of a score: reading what its rules ask for, the assessment and the choice.
+fn policy(criterion: &mut Criterion, service: &customers::Service, name: &str) {
+    let serving = service.serving("telco-churn");
+    let document = std::fs::read_to_string(format!("models/policy/{name}.toml")).expect("a policy");
+    let policy = mainstay::engine::parse_policy(&document).expect("a legal policy");
+    let binding = policy.bind(&serving.model.card().features).expect("it fits");
+    let mut records = customers::records(&serving.model);
+    for (at, record) in records.iter_mut().enumerate() {
+        record.context = vec![
+            ("clv".into(), Value::Number((at * 37 % 5_000) as f64)),
+            ("region".into(), Value::Text(if at % 2 == 0 { "EU" } else { "US" }.into())),
+            ("days_since_contact".into(), Value::Number((at % 60) as f64)),
+            ("opt_out".into(), Value::Bool(at % 10 == 0)),
+        ];
+    }
+    let rows = customers::rows(&serving.model, &records);
+    let columns = serving.model.schema().columns();
+    let scores: Vec<_> = rows.chunks_exact(columns).map(|row| serving.model.score(row).expect("a score")).collect();
+    criterion.benchmark_group("policy").bench_function(name, |bencher| {
+        let mut customers = records.iter().zip(&scores).cycle();
+        bencher.iter(|| {
+            let (record, score) = customers.next().expect("a cycle");
+            let values = binding.read(black_box(record)).expect("a legal context");
+            policy.decide(*score, &values)
+        });
+    });
 }
 
 fn measure(criterion: &mut Criterion, service: &customers::Service, name: &str) {

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use crate::domain::policy::Policy;
 use crate::domain::policy_document;
 use crate::http;
-use crate::ledger::{Inputs, Recorded};
+use crate::ledger::{Extra, Inputs, Recorded};
 use crate::model::{LoadOptions, Model, Runtime};
 
 /// What a decision was made again by: bundles and policies are loaded once.
@@ -30,6 +30,14 @@ pub enum Outcome {
     Impossible(String),
 }
 
+/// A decision, made again.
+struct Again {
+    score: f64,
+    tier: String,
+    action: String,
+    extra: Extra,
+}
+
 impl<'r> Replay<'r> {
     /// Replays with bundles from `models_dir`.
     pub fn new(runtime: &'r Runtime, models_dir: PathBuf, row_p99_us_max: u64) -> Self {
@@ -40,23 +48,39 @@ impl<'r> Replay<'r> {
     pub fn run(&mut self, recorded: &Recorded) -> Outcome {
         match self.decide(recorded) {
             Err(why) => Outcome::Impossible(why),
-            Ok((score, tier, action)) => {
+            Ok(Again { score, tier, action, extra }) => {
                 let mut differences = Vec::new();
                 if score.to_bits() != recorded.score.to_bits() {
                     differences.push(format!("score {score} instead of {}", recorded.score));
                 }
-                if tier != recorded.tier {
-                    differences.push(format!("tier {tier} instead of {}", recorded.tier));
+                for (what, again, before) in [("tier", &tier, &recorded.tier), ("action", &action, &recorded.action)] {
+                    if again != before {
+                        differences.push(format!("{what} {again} instead of {before}"));
+                    }
                 }
-                if action != recorded.action {
-                    differences.push(format!("action {action} instead of {}", recorded.action));
+                let before = &recorded.extra;
+                for (what, again, before) in [
+                    ("expected value", extra.expected_value, before.expected_value),
+                    ("cost", extra.cost, before.cost),
+                    ("value at stake", extra.value_at_stake, before.value_at_stake),
+                ] {
+                    if again.map(f64::to_bits) != before.map(f64::to_bits) {
+                        let [again, before] =
+                            [again, before].map(|value| value.map_or("none".to_owned(), |value| value.to_string()));
+                        differences.push(format!("{what} {again} instead of {before}"));
+                    }
+                }
+                if extra.rules != before.rules {
+                    let [again, before] =
+                        [&extra.rules, &before.rules].map(|rules| rules.as_deref().unwrap_or_default().join(" "));
+                    differences.push(format!("rules {again} instead of {before}"));
                 }
                 if differences.is_empty() { Outcome::Same } else { Outcome::Different(differences.join(", ")) }
             }
         }
     }
 
-    fn decide(&mut self, recorded: &Recorded) -> Result<(f64, String, String), String> {
+    fn decide(&mut self, recorded: &Recorded) -> Result<Again, String> {
         let inputs = match &recorded.inputs {
             Inputs::Kept(inputs) => inputs,
             Inputs::Erased => return Err("its inputs were erased".to_owned()),
@@ -91,8 +115,17 @@ impl<'r> Replay<'r> {
             .vectorize(&record.features, &mut row)
             .map_err(|_| "its inputs break the dictionary".to_owned())?;
         let score = model.score(&row).map_err(|error| error.to_string())?;
-        let tier = &policy.tiers()[policy.tier_of(score)];
-        Ok((score.value(), tier.name.clone(), tier.intervention.action.clone()))
+        let binding = policy.bind(&model.card().features).map_err(|problems| problems.join("; "))?;
+        let values = binding.read(&record).map_err(|_| "its context breaks the policy".to_owned())?;
+        let assessment = policy.assess(score, &values);
+        // What was affordable then is not known yet: there are no budgets.
+        let choice = assessment.choose(recorded.extra.shadow_price.unwrap_or(0.0), |_| true);
+        Ok(Again {
+            score: score.value(),
+            tier: policy.tiers()[assessment.tier].name.clone(),
+            action: policy.interventions()[choice.intervention].action.clone(),
+            extra: Extra::of(policy, assessment.tier, assessment.value_at_stake, &assessment.trace, &choice),
+        })
     }
 }
 

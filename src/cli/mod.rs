@@ -7,7 +7,7 @@ mod slots;
 mod table;
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::app::App;
 use crate::config::{self, Config, Sources};
 use crate::engine::{self, PolicyError, read_policy};
-use crate::model::{self, LoadOptions, Model, Runtime};
+use crate::model::{self, Bundle, LoadOptions, Model, Runtime};
 use crate::{http, telemetry};
 
 /// The service refused: a move that is not legal now, a bundle or a request that breaks its contract.
@@ -113,6 +113,9 @@ enum Verify {
     Policy {
         /// The TOML file
         path: PathBuf,
+        /// The bundle whose feature dictionary its rules have to fit
+        #[arg(long, value_name = "PATH")]
+        bundle: Option<PathBuf>,
     },
     /// Check every record of the ledger: changed, missing, inserted, reordered, cut off
     Ledger {
@@ -172,6 +175,7 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     }
     let model = error.downcast_ref::<model::Error>().or(match error.downcast_ref::<engine::Error>() {
         Some(engine::Error::Unservable { source, .. }) => Some(&**source),
+        Some(engine::Error::Refused(_)) => return DATA,
         _ => None,
     });
     match model {
@@ -264,22 +268,7 @@ impl Verify {
                     probe.row_p99_us
                 ))
             }
-            Verify::Policy { path } => {
-                let policy = read_policy(&path)?;
-                let mut text = format!("{}: a legal policy, version {}\n", policy.name(), policy.version());
-                for tier in policy.tiers() {
-                    let intervention = &tier.intervention;
-                    text += &format!(
-                        "{:<12} {:<12} {:<24} {} {}\n",
-                        tier.name,
-                        tier.band.to_string(),
-                        intervention.action,
-                        intervention.cost,
-                        policy.currency()
-                    );
-                }
-                write_out(&text)
-            }
+            Verify::Policy { path, bundle } => verify_policy(&path, bundle.as_deref()),
             Verify::Ledger { expect, configured } => ledger::verify(configured, expect.as_deref()),
             Verify::Config { path } => {
                 Configured { config: Some(path.clone()), flags: Vec::new() }.load()?;
@@ -287,6 +276,33 @@ impl Verify {
             }
         }
     }
+}
+
+fn verify_policy(path: &Path, bundle: Option<&Path>) -> anyhow::Result<()> {
+    let policy = read_policy(path)?;
+    let mut text = format!("{}: a legal policy, version {}\n", policy.name(), policy.version());
+    match bundle.map(Bundle::open).transpose()? {
+        Some(bundle) => {
+            let path = path.display().to_string();
+            policy.bind(&bundle.card.features).map_err(|problems| PolicyError::Wrong { path, problems })?;
+            text += &format!("it fits {} {}\n", bundle.card.name, bundle.card.version);
+        }
+        None if policy.fields().iter().any(|field| field.context.is_none()) => {
+            text += "it reads features: name a bundle (--bundle) to check them against its dictionary\n";
+        }
+        None => {}
+    }
+    for tier in policy.tiers() {
+        let offer = policy.first_of(tier).map_or_else(
+            || "by expected value".to_owned(),
+            |first| format!("{:<24} {} {}", first.action, first.cost, policy.currency()),
+        );
+        text += &format!("{:<12} {:<12} {offer}\n", tier.name, tier.band.to_string());
+    }
+    for segment in policy.segments() {
+        text += &format!("segment {}\n", segment.name);
+    }
+    write_out(&text)
 }
 
 /// Asks `/readyz` of the data plane, as a container's health check does.

@@ -93,6 +93,13 @@ pub(super) fn comparison(found: &Value) -> String {
     let names = |value: &Value| -> Vec<String> {
         value.as_array().into_iter().flatten().map(|name| name.as_str().unwrap_or("-").to_owned()).collect()
     };
+    let expected = match (&found["expected_value_after"], &found["expected_value_before"]) {
+        (Value::Null, _) => String::new(),
+        (after, Value::Null) => format!("they are expected to be worth {:.2}\n", number(after)),
+        (after, before) => {
+            format!("they are expected to be worth {:.2} instead of {:.2}\n", number(after), number(before))
+        }
+    };
     let difference = &found["score_difference"];
     let mut rows = vec![[vec!["before \\ after".to_owned()], names(&found["tiers_after"])].concat()];
     for (tier, counts) in
@@ -116,5 +123,5 @@ pub(super) fn comparison(found: &Value) -> String {
         number(&found["cost_after"]),
         number(&found["cost_before"]),
         found["currency"].as_str().unwrap_or_default()
-    )
+    ) + &expected
 }

@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::condition::Known;
 use super::money::Money;
 use super::policy::Policy;
 use super::score::Score;
@@ -32,6 +33,12 @@ pub struct Comparison {
     pub cost_before: f64,
     /// And those of the second.
     pub cost_after: f64,
+    /// What the interventions of the first way are expected to be worth together; `None` where its policy has no value at stake.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected_value_before: Option<f64>,
+    /// And those of the second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected_value_after: Option<f64>,
     /// ISO 4217.
     pub currency: String,
 }
@@ -58,25 +65,54 @@ pub struct Comparer<'p> {
     migration: Vec<Vec<u64>>,
     moved: u64,
     cost: [Money; 2],
+    expected_value: [Option<f64>; 2],
     skipped: usize,
+}
+
+/// One way to decide on a customer.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Decided {
+    score: Score,
+    tier: usize,
+    cost: Money,
+    expected_value: Option<f64>,
+}
+
+impl Decided {
+    /// What `policy` makes of a customer with this score, of whom `values` are known.
+    pub fn by(policy: &Policy, score: Score, values: &[Known]) -> Self {
+        let (assessment, choice) = policy.decide(score, values);
+        Self { score, tier: assessment.tier, cost: choice.cost, expected_value: choice.expected_value }
+    }
 }
 
 impl<'p> Comparer<'p> {
     /// Nothing compared yet; the policies may be the same.
     pub fn new(before: &'p Policy, after: &'p Policy) -> Self {
         let migration = vec![vec![0; after.tiers().len()]; before.tiers().len()];
-        Self { before, after, differences: Vec::new(), migration, moved: 0, cost: [Money::ZERO; 2], skipped: 0 }
+        Self {
+            before,
+            after,
+            differences: Vec::new(),
+            migration,
+            moved: 0,
+            cost: [Money::ZERO; 2],
+            expected_value: [None; 2],
+            skipped: 0,
+        }
     }
 
-    /// One customer with both scores.
-    pub fn add(&mut self, before: Score, after: Score) {
-        let (from, to) = (self.before.tier_of(before), self.after.tier_of(after));
-        let (from_tier, to_tier) = (&self.before.tiers()[from], &self.after.tiers()[to]);
-        self.differences.push(after.value() - before.value());
-        self.migration[from][to] += 1;
-        self.moved += u64::from(from_tier.name != to_tier.name);
-        for (sum, tier) in self.cost.iter_mut().zip([from_tier, to_tier]) {
-            *sum = sum.plus(tier.intervention.cost);
+    /// One customer, decided on both ways.
+    pub fn add(&mut self, before: Decided, after: Decided) {
+        self.differences.push(after.score.value() - before.score.value());
+        self.migration[before.tier][after.tier] += 1;
+        let (from, to) = (&self.before.tiers()[before.tier], &self.after.tiers()[after.tier]);
+        self.moved += u64::from(from.name != to.name);
+        for (at, decided) in [before, after].iter().enumerate() {
+            self.cost[at] = self.cost[at].plus(decided.cost);
+            if let Some(value) = decided.expected_value {
+                *self.expected_value[at].get_or_insert(0.0) += value;
+            }
         }
     }
 
@@ -110,6 +146,8 @@ impl<'p> Comparer<'p> {
             moved_share: mean(self.moved as f64),
             cost_before: self.cost[0].units(),
             cost_after: self.cost[1].units(),
+            expected_value_before: self.expected_value[0],
+            expected_value_after: self.expected_value[1],
             currency: self.after.currency().to_owned(),
         }
     }
@@ -124,17 +162,17 @@ mod tests {
     fn counts_who_moves_and_what_it_costs() {
         let text = include_str!("../../models/policy/default.toml");
         let policy = policy_document::parse(text, "v").expect("legal");
-        let score = |value| Score::new(value).expect("a score");
+        let decided = |value| Decided::by(&policy, Score::new(value).expect("a score"), &[]);
         let mut comparer = Comparer::new(&policy, &policy);
-        comparer.add(score(0.9), score(0.9));
-        comparer.add(score(0.9), score(0.1));
+        comparer.add(decided(0.9), decided(0.9));
+        comparer.add(decided(0.9), decided(0.1));
         comparer.skip();
         let found = comparer.end();
         assert_eq!((found.rows, found.skipped, found.moved_share), (2, 1, 0.5));
         assert!((found.score_difference.mean + 0.4).abs() < 1e-12 && found.score_difference.size_max == 0.8);
         assert_eq!(found.migration[0].iter().sum::<u64>(), 2);
         assert_eq!(found.migration[0][policy.tiers().len() - 1], 1);
-        let cost = |tier: usize| policy.tiers()[tier].intervention.cost.units();
+        let cost = |tier: usize| policy.first_of(&policy.tiers()[tier]).expect("an offer").cost.units();
         assert_eq!(found.cost_before, 2.0 * cost(0));
         assert_eq!(found.cost_after, cost(0) + cost(policy.tiers().len() - 1));
         assert_eq!(Comparer::new(&policy, &policy).end().rows, 0);

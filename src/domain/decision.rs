@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use super::assessment::{Choice, Trace};
 use super::id::DecisionId;
-use super::policy::{Policy, Tier};
+use super::policy::{Intervention, Policy, Tier};
 use super::score::Score;
 
 /// The role of the model that answered.
@@ -60,11 +61,27 @@ pub struct Decision {
     pub policy: Arc<Policy>,
     /// The place of the tier in `policy.tiers()`.
     pub tier: usize,
+    /// What is offered.
+    pub choice: Choice,
+    /// What is lost with the customer, in the policy's currency.
+    pub value_at_stake: Option<f64>,
+    /// Which rules fired.
+    pub trace: Trace,
 }
 
 impl Decision {
-    /// The tier, with its intervention.
+    /// The tier.
     pub fn tier(&self) -> &Tier {
         &self.policy.tiers()[self.tier]
+    }
+
+    /// What is offered.
+    pub fn intervention(&self) -> &Intervention {
+        &self.policy.interventions()[self.choice.intervention]
+    }
+
+    /// The rules that led to it; none where the score alone decided.
+    pub fn rules(&self) -> Vec<String> {
+        self.policy.rules(self.tier, &self.trace, &self.choice)
     }
 }

@@ -1,22 +1,26 @@
 //! Floor 0, the law: pure values and functions. No async, no clock, no randomness, no input or output lives here,
 //! so everything on this floor can be tested as arithmetic.
 
+pub mod assessment;
 pub mod assignment;
 pub mod baseline;
 pub mod card;
 pub mod comparison;
+pub mod condition;
 pub mod decision;
 pub mod drift;
 pub mod feature;
 pub mod golden;
 pub mod guardrail;
 pub mod id;
+pub mod interval;
 pub mod money;
 pub mod moves;
 pub mod nearest;
 pub mod outcome;
 pub mod policy;
 pub mod policy_document;
+pub mod policy_fit;
 pub mod protected;
 pub mod record;
 pub mod rollout;

@@ -1,15 +1,15 @@
-//! The policy in force: which tier a score belongs to and which intervention that tier gets. How a document becomes a
-//! policy, and everything that can be wrong with it, is in `policy_document`.
+//! The policy in force: which tier a score belongs to, which segment a customer, and what there is to offer. How a document becomes a
+//! policy is in `policy_document`, how it is bound to a model's dictionary in `policy_fit`, and what it makes of a customer in `assessment`.
 
-use std::fmt;
-
+use super::condition::{Condition, Field, Known};
+use super::interval::Interval;
 use super::money::Money;
 use super::score::Score;
 
 /// The action that does nothing and costs nothing; every policy knows it.
 pub const NONE: &str = "none";
 
-/// A checked policy: bands that cover 0 to 1 exactly once, each with a known intervention.
+/// A checked policy: bands that cover 0 to 1 exactly once, rules that can hold and never two segments at once.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Policy {
     pub(super) document: String,
@@ -17,8 +17,49 @@ pub struct Policy {
     pub(super) name: String,
     pub(super) description: String,
     pub(super) currency: String,
+    pub(super) objective: Objective,
+    pub(super) value_at_stake: Option<Stake>,
+    /// Everything that it reads or declares, each once.
+    pub(super) fields: Vec<Field>,
+    /// [`NONE`] first, then in the order of the document.
+    pub(super) interventions: Vec<Intervention>,
     /// By falling risk.
     pub(super) tiers: Vec<Tier>,
+    /// In the order of the document; at most one is a customer's.
+    pub(super) segments: Vec<Segment>,
+}
+
+/// What decides on the intervention.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Objective {
+    /// The tier does.
+    #[default]
+    Tier,
+    /// The highest expected value does.
+    ExpectedValue,
+}
+
+impl Objective {
+    /// Its name in documents.
+    pub fn name(self) -> &'static str {
+        match self {
+            Objective::Tier => "tier",
+            Objective::ExpectedValue => "expected_value",
+        }
+    }
+}
+
+/// What is lost with a customer, in the policy's currency.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Stake {
+    /// The field that says it, by its place; `None` where it is the same for all.
+    pub field: Option<usize>,
+    /// What the field is multiplied by.
+    pub times: f64,
+    /// Where there is no field, or nothing is known of it.
+    pub default: Option<f64>,
+    /// The line that it stands in.
+    pub line: u32,
 }
 
 /// A named risk band.
@@ -27,9 +68,25 @@ pub struct Tier {
     /// Its name, such as `high`.
     pub name: String,
     /// Its scores.
-    pub band: Band,
-    /// What its customers are offered.
-    pub intervention: Intervention,
+    pub band: Interval,
+    /// What its customers are offered with the objective `tier`: the first of these interventions that a customer may have, by their
+    /// places. Empty with another objective.
+    pub preferences: Vec<usize>,
+}
+
+/// Customers for whom something is otherwise.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Segment {
+    /// Its name.
+    pub name: String,
+    /// All of them hold for its customers.
+    pub when: Vec<Condition>,
+    /// The bands of its tiers, in their order; empty where they are the tiers' own.
+    pub bands: Vec<Interval>,
+    /// What each tier prefers, where that is otherwise; empty where nothing is.
+    pub preferences: Vec<Option<Vec<usize>>>,
+    /// The only interventions that its customers are offered; `None` where it is all of them.
+    pub offers: Option<Vec<usize>>,
 }
 
 /// An action with what it costs and what it is expected to do.
@@ -43,34 +100,30 @@ pub struct Intervention {
     pub cost: Money,
     /// The share of would-be churners that it keeps, 0 to 1.
     pub expected_effectiveness: f64,
+    /// How many customers can have it; `None` where that has no bound.
+    pub capacity: Option<Capacity>,
+    /// Who may have it: all of them hold.
+    pub eligible: Vec<Condition>,
 }
 
-/// An interval of scores within 0 to 1, each end in or out.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Band {
-    /// The lower end.
-    pub from: f64,
-    /// Whether `from` itself is in.
-    pub from_included: bool,
-    /// The upper end.
-    pub to: f64,
-    /// Whether `to` itself is in.
-    pub to_included: bool,
+/// How many customers can have an intervention in a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capacity {
+    /// How many, 1 or more.
+    pub count: u32,
+    /// In which time.
+    pub per: Period,
 }
 
-impl Band {
-    /// Whether `value` is in the band.
-    pub fn contains(&self, value: f64) -> bool {
-        (value > self.from || (self.from_included && value == self.from))
-            && (value < self.to || (self.to_included && value == self.to))
-    }
-}
-
-impl fmt::Display for Band {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (open, close) = (if self.from_included { '[' } else { '(' }, if self.to_included { ']' } else { ')' });
-        write!(f, "{open}{}, {}{close}", self.from, self.to)
-    }
+/// A time that capacities are for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Period {
+    /// A day.
+    Day,
+    /// A week.
+    Week,
+    /// A month.
+    Month,
 }
 
 impl Policy {
@@ -99,14 +152,60 @@ impl Policy {
         &self.currency
     }
 
+    /// What decides on the intervention.
+    pub fn objective(&self) -> Objective {
+        self.objective
+    }
+
+    /// Everything that it reads or declares.
+    pub fn fields(&self) -> &[Field] {
+        &self.fields
+    }
+
+    /// The interventions: [`NONE`] first, then in the order of the document.
+    pub fn interventions(&self) -> &[Intervention] {
+        &self.interventions
+    }
+
     /// The tiers by falling risk.
     pub fn tiers(&self) -> &[Tier] {
         &self.tiers
     }
 
-    /// The place in [`tiers`](Self::tiers) of the one tier that `score` belongs to.
-    pub fn tier_of(&self, score: Score) -> usize {
+    /// The segments.
+    pub fn segments(&self) -> &[Segment] {
+        &self.segments
+    }
+
+    /// Whether the score alone decides: then there is nothing to trace, and nothing else has to be known to decide again.
+    pub fn is_plain(&self) -> bool {
+        self.fields.is_empty() && self.value_at_stake.is_none()
+    }
+
+    /// What a tier offers first, where the tier decides.
+    pub fn first_of(&self, tier: &Tier) -> Option<&Intervention> {
+        tier.preferences.first().and_then(|place| self.interventions.get(*place))
+    }
+
+    /// The place of the one segment that a customer belongs to, if any.
+    pub fn segment_of(&self, values: &[Known]) -> Option<usize> {
+        self.segments.iter().position(|segment| segment.when.iter().all(|condition| condition.holds(values)))
+    }
+
+    /// The place in [`tiers`](Self::tiers) of the one tier that `score` belongs to, for the customers of `segment`.
+    pub fn tier_of(&self, segment: Option<usize>, score: Score) -> usize {
+        let own = segment.and_then(|at| self.segments.get(at)).filter(|segment| !segment.bands.is_empty());
         // The bands of a checked policy cover every score once, so the last tier is only ever the answer by right.
-        self.tiers.iter().position(|tier| tier.band.contains(score.value())).unwrap_or(self.tiers.len() - 1)
+        let found = match own {
+            Some(segment) => segment.bands.iter().position(|band| band.contains(score.value())),
+            None => self.tiers.iter().position(|tier| tier.band.contains(score.value())),
+        };
+        found.unwrap_or(self.tiers.len() - 1)
+    }
+
+    /// What the customers of `segment` are offered in `tier`, the first of them first, where the tier decides.
+    pub(super) fn preferences(&self, segment: Option<usize>, tier: usize) -> &[usize] {
+        let own = segment.and_then(|at| self.segments.get(at)?.preferences.get(tier)?.as_deref());
+        own.or(self.tiers.get(tier).map(|tier| tier.preferences.as_slice())).unwrap_or_default()
     }
 }

@@ -8,15 +8,16 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use smallvec::smallvec;
 
-use super::serving::{Candidate, Serving, Trial};
+use super::serving::{Candidate, Serving, Trial, Who};
 use super::shadow::Row;
 use super::{Engine, Error};
+use crate::domain::condition::{Known, Values};
 use crate::domain::decision::{Arm, Decision};
 use crate::domain::id::DecisionId;
 use crate::domain::record::Record;
 use crate::domain::rollout::Exposure;
 use crate::domain::score::Score;
-use crate::domain::violation::Violation;
+use crate::domain::violation::{LISTED_MAX, Violation};
 use crate::ledger::Receipt;
 use crate::model;
 
@@ -66,20 +67,20 @@ impl Engine {
     ) -> Result<(Decision, Stages, Receipt), Error> {
         let begun = Instant::now();
         let mut row: Row = smallvec![0.0; serving.model.schema().columns()];
-        serving.model.schema().vectorize(&record.features, &mut row).map_err(Error::Invalid)?;
+        let values = encode(serving, record, &mut row).map_err(Error::Invalid)?;
         let encoded = Instant::now();
-        let ticket = serving.ticket(&record.customer_id);
-        let Scored { score, arm } = self.score(serving, record, &row, ticket, addressed)?;
+        let who = serving.who(&record.customer_id, &values);
+        let scored = self.score(serving, record, &row, who, addressed)?;
         let inferred = Instant::now();
-        let decision = self.decision(serving, score, arm, self.now_ms());
+        let decision = self.decision(serving, record, &values, &scored, self.now_ms());
         let stages = Stages { encode: encoded - begun, infer: inferred - encoded, policy: inferred.elapsed() };
         let receipt = match &self.ledger {
             Some(ledger) => ledger.record(&decision, &record.customer_id, Bytes::copy_from_slice(inputs))?,
             None => Receipt::done(),
         };
-        candidate(serving, arm).count(decision.tier);
-        if let Some((trial, ticket)) = serving.shadow(addressed).zip(ticket) {
-            self.shade(trial, ticket, record, row);
+        candidate(serving, scored.arm).count(decision.tier);
+        if let Some((trial, who)) = serving.shadow(addressed).zip(who) {
+            self.shade(trial, who, record, row);
         }
         Ok((decision, stages, receipt))
     }
@@ -91,41 +92,41 @@ impl Engine {
         serving: &Serving,
         record: &Record,
         row: &[f32],
-        ticket: Option<u64>,
+        who: Option<Who>,
         addressed: Option<Arm>,
     ) -> Result<Scored, Error> {
-        let watched = serving.canary(addressed).zip(ticket);
-        if serving.arm_of(ticket, addressed) == Arm::Challenger {
+        let watched = serving.canary(addressed).zip(who);
+        if serving.arm_of(who, addressed) == Arm::Challenger {
             let challenger = serving.idle.as_ref().ok_or(Error::NoChallenger)?;
             if let Some((trial, _)) = watched {
                 trial.started(Arm::Challenger);
             }
             match (score_by(challenger, serving, record, row), watched) {
                 (Ok(score), watched) => {
-                    if let Some((trial, ticket)) = watched {
-                        trial.scored(Arm::Challenger, score, ticket);
+                    if let Some((trial, who)) = watched {
+                        trial.scored(Arm::Challenger, score, who);
                     }
                     return Ok(Scored { score, arm: Arm::Challenger });
                 }
                 (Err(error), None) => return Err(error),
-                (Err(error), Some((trial, ticket))) => {
-                    fell_back(trial, &error, ticket);
+                (Err(error), Some((trial, who))) => {
+                    fell_back(trial, &error, who);
                     return Ok(Scored { score: serving.model.score(row)?, arm: Arm::Champion });
                 }
             }
         }
         let result = serving.model.score(row);
-        if let Some((trial, ticket)) = watched {
+        if let Some((trial, who)) = watched {
             match &result {
-                Ok(score) => trial.scored(Arm::Champion, *score, ticket),
-                Err(error) => trial.failed(Arm::Champion, Some(error), ticket),
+                Ok(score) => trial.scored(Arm::Champion, *score, who),
+                Err(error) => trial.failed(Arm::Champion, Some(error), who),
             }
         }
         Ok(Scored { score: result?, arm: Arm::Champion })
     }
 
     /// Gives the shadow a customer that was decided on.
-    fn shade(&self, trial: &Arc<Trial>, ticket: u64, record: &Record, row: Row) {
+    fn shade(&self, trial: &Arc<Trial>, who: Who, record: &Record, row: Row) {
         let own = match trial.same_row {
             true => None,
             false => {
@@ -134,20 +135,20 @@ impl Engine {
                 if schema.vectorize(&record.features, &mut own).is_err() {
                     if trial.exposure == Exposure::Shadow {
                         trial.started(Arm::Challenger);
-                        trial.failed(Arm::Challenger, None, ticket);
+                        trial.failed(Arm::Challenger, None, who);
                     }
                     return;
                 }
                 Some(own)
             }
         };
-        self.shadow.offer(trial, ticket, row, own);
+        self.shadow.offer(trial, who, row, own);
     }
 
     /// Every violation of `record`, without deciding on it.
     pub fn violations(&self, serving: &Serving, record: &Record) -> Vec<Violation> {
         let mut row = vec![0.0; serving.model.schema().columns()];
-        serving.model.schema().vectorize(&record.features, &mut row).err().unwrap_or_default()
+        encode(serving, record, &mut row).err().unwrap_or_default()
     }
 
     /// Decides on many records, each read from its place of `inputs`, scored as real batches; each is answered in its place,
@@ -190,43 +191,46 @@ impl Engine {
         let begun = Instant::now();
         let columns = serving.model.schema().columns();
         let mut rows = vec![0.0; records.len() * columns];
-        let encoded: Vec<Result<(), Error>> = records
+        let encoded: Vec<Result<Values, Error>> = records
             .iter()
             .zip(rows.chunks_exact_mut(columns))
-            .map(|(record, row)| serving.model.schema().vectorize(&record.features, row).map_err(Error::Invalid))
+            .map(|(record, row)| encode(serving, record, row).map_err(Error::Invalid))
             .collect();
         stages.encode += begun.elapsed();
         let begun = Instant::now();
         // Few are the challenger's, and each may have to fall back by itself: those go one by one.
-        let tickets: Vec<Option<u64>> = records.iter().map(|record| serving.ticket(&record.customer_id)).collect();
-        let is_champions = |at: &usize| serving.arm_of(tickets[*at], addressed) == Arm::Champion;
+        let whos: Vec<Option<Who>> = records
+            .iter()
+            .zip(&encoded)
+            .map(|(record, values)| serving.who(&record.customer_id, values.as_ref().ok()?))
+            .collect();
+        let is_champions = |at: &usize| serving.arm_of(whos[*at], addressed) == Arm::Champion;
         let of_champion: Vec<usize> =
             (0..records.len()).filter(|at| encoded[*at].is_ok() && is_champions(at)).collect();
-        let mut scores = self.score_rows(serving, &tickets, &rows, &of_champion, addressed).into_iter();
+        let mut scores = self.score_rows(serving, &whos, &rows, &of_champion, addressed).into_iter();
         let mut of_champion = of_champion.into_iter().peekable();
-        let scored: Vec<Result<Scored, Error>> = encoded
+        let scored: Vec<Result<(Scored, Values), Error>> = encoded
             .into_iter()
             .zip(records.iter().zip(rows.chunks_exact(columns)))
             .enumerate()
             .map(|(at, (encoded, (record, row)))| {
-                encoded?;
+                let values = encoded?;
                 if of_champion.next_if_eq(&at).is_none() {
-                    return self.score(serving, record, row, tickets[at], addressed);
+                    return Ok((self.score(serving, record, row, whos[at], addressed)?, values));
                 }
                 let score = scores.next().unwrap_or(Err(model::Error::NotAProbability))?;
-                Ok(Scored { score, arm: Arm::Champion })
+                Ok((Scored { score, arm: Arm::Champion }, values))
             })
             .collect();
         stages.infer += begun.elapsed();
         let begun = Instant::now();
         let now_ms = self.now_ms();
-        for (((scored, record), row), ticket) in
-            scored.into_iter().zip(records).zip(rows.chunks_exact(columns)).zip(tickets)
+        for (((scored, record), row), who) in scored.into_iter().zip(records).zip(rows.chunks_exact(columns)).zip(whos)
         {
-            if let (Ok(_), Some((trial, ticket))) = (&scored, serving.shadow(addressed).zip(ticket)) {
-                self.shade(trial, ticket, record, row.into());
+            if let (Ok(_), Some((trial, who))) = (&scored, serving.shadow(addressed).zip(who)) {
+                self.shade(trial, who, record, row.into());
             }
-            decisions.push(scored.map(|Scored { score, arm }| self.decision(serving, score, arm, now_ms)));
+            decisions.push(scored.map(|(scored, values)| self.decision(serving, record, &values, &scored, now_ms)));
         }
         stages.policy += begun.elapsed();
     }
@@ -235,7 +239,7 @@ impl Engine {
     fn score_rows(
         &self,
         serving: &Serving,
-        tickets: &[Option<u64>],
+        whos: &[Option<Who>],
         rows: &[f32],
         places: &[usize],
         addressed: Option<Arm>,
@@ -254,27 +258,63 @@ impl Engine {
             Err(_) => places.iter().map(|at| serving.model.score(row(*at))).collect(),
         };
         if let Some(trial) = serving.canary(addressed) {
-            for (score, ticket) in scores.iter().zip(places.iter().filter_map(|at| tickets[*at])) {
+            for (score, who) in scores.iter().zip(places.iter().filter_map(|at| whos[*at])) {
                 match score {
-                    Ok(score) => trial.scored(Arm::Champion, *score, ticket),
-                    Err(error) => trial.failed(Arm::Champion, Some(error), ticket),
+                    Ok(score) => trial.scored(Arm::Champion, *score, who),
+                    Err(error) => trial.failed(Arm::Champion, Some(error), who),
                 }
             }
         }
         scores
     }
 
-    fn decision(&self, serving: &Serving, score: Score, arm: Arm, decided_at_ms: u64) -> Decision {
+    fn decision(
+        &self,
+        serving: &Serving,
+        record: &Record,
+        values: &[Known],
+        scored: &Scored,
+        decided_at_ms: u64,
+    ) -> Decision {
+        let Scored { score, arm } = *scored;
+        let candidate = candidate(serving, arm);
+        let (assessment, choice) = match arm {
+            Arm::Champion => serving.policy.decide(score, values),
+            // What a missing value means, the dictionary of the model says that answers.
+            Arm::Challenger => match candidate.binding.read(record) {
+                Ok(own) => serving.policy.decide(score, &own),
+                Err(_) => serving.policy.decide(score, values),
+            },
+        };
         let mut random = [0; 10];
         fastrand::fill(&mut random);
         Decision {
             id: DecisionId::new(decided_at_ms, random),
             decided_at_ms,
             score,
-            model: candidate(serving, arm).model.id().clone(),
+            model: candidate.model.id().clone(),
             arm,
             policy: serving.policy.clone(),
-            tier: serving.policy.tier_of(score),
+            tier: assessment.tier,
+            choice,
+            value_at_stake: assessment.value_at_stake,
+            trace: assessment.trace,
+        }
+    }
+}
+
+/// Writes the champion's row of `record`, and gives what the policy wants to know of it.
+///
+/// Errors: every violation of the dictionary and of what the policy declares.
+fn encode<'v>(serving: &'v Serving, record: &'v Record, row: &mut [f32]) -> Result<Values<'v>, Vec<Violation>> {
+    let encoded = serving.model.schema().vectorize(&record.features, row);
+    match (encoded, serving.champion.binding.read(record)) {
+        (Ok(()), Ok(values)) => Ok(values),
+        (encoded, read) => {
+            let mut violations = encoded.err().unwrap_or_default();
+            violations.extend(read.err().unwrap_or_default());
+            violations.truncate(LISTED_MAX);
+            Err(violations)
         }
     }
 }
@@ -298,11 +338,11 @@ fn score_by(challenger: &Candidate, serving: &Serving, record: &Record, row: &[f
     Ok(challenger.model.score(&own)?)
 }
 
-fn fell_back(trial: &Trial, error: &Error, ticket: u64) {
+fn fell_back(trial: &Trial, error: &Error, who: Who) {
     trial.watches.fallbacks.fetch_add(1, Ordering::Relaxed);
     let cause = match error {
         Error::Model(error) => Some(error),
         _ => None,
     };
-    trial.failed(Arm::Challenger, cause, ticket);
+    trial.failed(Arm::Challenger, cause, who);
 }

@@ -2,8 +2,10 @@
 //! the last bit, by what decided then, is the business of `replay`.
 
 use super::{Engine, Error, shelf};
-use crate::domain::comparison::{Comparer, Comparison};
+use crate::domain::comparison::{Comparer, Comparison, Decided};
+use crate::domain::condition::Known;
 use crate::domain::policy::Policy;
+use crate::domain::policy_fit::Binding;
 use crate::domain::record::Record;
 use crate::domain::score::Score;
 use crate::ledger::{Inputs, Recorded};
@@ -22,15 +24,17 @@ impl Engine {
         policy: &Policy,
         count: usize,
     ) -> Result<Comparison, Error> {
+        let [before, after] = [live, next].map(|model| policy.bind(&model.card().features).map_err(Error::Refused));
+        let (before, after) = (before?, after?);
         let mut comparer = Comparer::new(policy, policy);
         self.each_recorded(name, count, |recorded| {
-            let scores = match &recorded.inputs {
-                Inputs::Kept(inputs) => (self.read)(inputs.as_slice())
-                    .ok()
-                    .and_then(|record| Some((score_of(live, &record)?, score_of(next, &record)?))),
-                Inputs::NotKept | Inputs::Erased => None,
-            };
-            match scores {
+            let decided = self.again(&recorded.inputs, |record| {
+                let [before, after] = [(live, &before), (next, &after)].map(|(model, binding)| {
+                    Some(Decided::by(policy, score_of(model, record)?, &binding.read(record).ok()?))
+                });
+                Some((before?, after?))
+            });
+            match decided {
                 Some((before, after)) => comparer.add(before, after),
                 None => comparer.skip(),
             }
@@ -38,14 +42,39 @@ impl Engine {
         Ok(comparer.end())
     }
 
-    /// What `document` would have made of the last `count` decisions of `model`, against the policy in force.
+    /// What `document` would have made of the last `count` decisions of `model`, against the policy in force. Where both look at the
+    /// score alone, inputs that are erased or were not kept do not matter.
+    ///
+    /// Errors: [`Error::Refused`] with everything that is wrong with the document, or does not fit the models in the slots.
     pub fn try_policy(&self, model: &str, document: &str, count: usize) -> Result<Comparison, Error> {
-        let before = self.deck(model)?.held().policy.clone();
         let after = shelf::parse_policy(document).map_err(Error::Refused)?;
+        let (before, bindings) = {
+            let held = self.deck(model)?.held();
+            held.fit(&after)?;
+            let champion = held.in_slot(held.slots.champion()).ok_or_else(|| self.unknown(model))?;
+            let features = &champion.model.card().features;
+            let bindings: Result<Vec<Binding>, _> =
+                [&*held.policy, &after].iter().map(|policy| policy.bind(features)).collect();
+            (held.policy.clone(), bindings.map_err(Error::Refused)?)
+        };
+        let is_plain = before.is_plain() && after.is_plain();
         let mut comparer = Comparer::new(&before, &after);
-        self.each_recorded(model, count, |recorded| match Score::new(recorded.score) {
-            Some(score) => comparer.add(score, score),
-            None => comparer.skip(),
+        self.each_recorded(model, count, |recorded| {
+            let decided = Score::new(recorded.score).and_then(|score| {
+                let by = |first: &[Known], second: &[Known]| {
+                    (Decided::by(&before, score, first), Decided::by(&after, score, second))
+                };
+                if is_plain {
+                    return Some(by(&[], &[]));
+                }
+                self.again(&recorded.inputs, |record| {
+                    Some(by(&bindings[0].read(record).ok()?, &bindings[1].read(record).ok()?))
+                })
+            });
+            match decided {
+                Some((before, after)) => comparer.add(before, after),
+                None => comparer.skip(),
+            }
         })?;
         Ok(comparer.end())
     }
@@ -60,6 +89,14 @@ impl Engine {
             (before, left) = (last.seq, left - page.len());
         }
         Ok(())
+    }
+
+    /// Asks `decide` of the record that was read from inputs on record; `None` where those are gone.
+    fn again<T>(&self, inputs: &Inputs, decide: impl FnOnce(&Record) -> Option<T>) -> Option<T> {
+        match inputs {
+            Inputs::Kept(inputs) => (self.read)(inputs.as_slice()).ok().and_then(|record| decide(&record)),
+            Inputs::NotKept | Inputs::Erased => None,
+        }
     }
 }
 

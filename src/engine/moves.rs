@@ -236,12 +236,16 @@ impl Engine {
             }
             Verb::ApplyPolicy(document) => {
                 let policy = shelf::parse_policy(&document).map_err(Error::Refused)?;
+                held.fit(&policy)?;
                 let reference = shelf::policy_ref(&policy);
                 let result = format!("{} {} is in force", policy.name(), policy.version());
                 delivery.policy = Some(Arc::new(policy));
                 (Move::ApplyPolicy(reference), "apply_policy", result)
             }
             Verb::UndoPolicy => {
+                if let Some(before) = &held.policy_before {
+                    held.fit(before)?;
+                }
                 delivery.policy = held.policy_before.clone();
                 (Move::UndoPolicy, "undo_policy", "the policy before is in force again".to_owned())
             }
@@ -301,7 +305,9 @@ impl Engine {
         let staged = self.shelf.load(&deck.name, version).map_err(|error| reasons_of(&error));
         let staged = staged.and_then(|loaded| {
             let (notes, breaking) = shelf::differences(live.card(), loaded.model.card());
-            if breaking.is_empty() || allow_breaking { Ok((loaded, [notes, breaking].concat())) } else { Err(breaking) }
+            let mut reasons = if allow_breaking { Vec::new() } else { breaking.clone() };
+            reasons.extend(loaded.fits(&policy).err().unwrap_or_default());
+            if reasons.is_empty() { Ok((loaded, [notes, breaking].concat())) } else { Err(reasons) }
         });
         let (loaded, notes) = match staged {
             Ok(staged) => staged,
@@ -320,6 +326,8 @@ impl Engine {
             let legal = held.slots.legal(&approvals);
             return Err(Illegal { why: "the champion has changed meanwhile; stage again".to_owned(), legal }.into());
         }
+        // Another policy may have come into force while the model was loaded.
+        loaded.fits(&held.policy).map_err(Error::Refused)?;
         let colour = held.slots.champion().other().name();
         let probe = loaded.model.probe();
         let result = format!(

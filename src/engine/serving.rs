@@ -8,9 +8,12 @@ use std::time::Duration;
 
 use super::watch::Watch;
 use crate::domain::assignment;
+use crate::domain::condition::Domain;
+use crate::domain::condition::Known;
 use crate::domain::decision::Arm;
 use crate::domain::guardrail::Observed;
 use crate::domain::policy::Policy;
+use crate::domain::policy_fit::Binding;
 use crate::domain::rollout::Exposure;
 use crate::domain::score::Score;
 use crate::model::{self, Model};
@@ -21,6 +24,8 @@ use crate::telemetry::{Counter, Metrics};
 pub(super) struct Candidate {
     /// The model.
     pub(super) model: Arc<Model>,
+    /// The policy bound to its dictionary.
+    pub(super) binding: Arc<Binding>,
     /// The counter of each tier, by its place in the policy.
     decided: Arc<[Counter]>,
     /// Decisions that it made since it was loaded.
@@ -29,10 +34,18 @@ pub(super) struct Candidate {
 
 impl Candidate {
     /// `model` under `policy`, counted in `metrics` and in `requests`.
-    pub(super) fn new(model: Arc<Model>, policy: &Policy, metrics: &Metrics, requests: Arc<AtomicU64>) -> Self {
+    ///
+    /// Errors: what of the policy does not fit the model.
+    pub(super) fn new(
+        model: Arc<Model>,
+        policy: &Policy,
+        metrics: &Metrics,
+        requests: Arc<AtomicU64>,
+    ) -> Result<Self, Vec<String>> {
         let id = model.id();
+        let binding = Arc::new(policy.bind(&model.card().features)?);
         let decided = policy.tiers().iter().map(|tier| metrics.decisions(&id.name, &id.version, &tier.name)).collect();
-        Self { model, decided, requests }
+        Ok(Self { model, binding, decided, requests })
     }
 
     pub(super) fn count(&self, tier: usize) {
@@ -68,23 +81,30 @@ impl Serving {
         Self { model: champion.model.clone(), policy, champion, idle, trial }
     }
 
+    /// The entries of the context that the policy declares.
+    pub fn context(&self) -> impl Iterator<Item = (&str, &Domain)> {
+        self.champion.binding.declared()
+    }
+
     /// Whether there is a second model that can be addressed.
     pub fn has_challenger(&self) -> bool {
         self.idle.is_some()
     }
 
-    /// The arm that answers a customer: the one addressed, or the one that the customer's `ticket` is assigned to.
-    pub(super) fn arm_of(&self, ticket: Option<u64>, addressed: Option<Arm>) -> Arm {
-        match (addressed, &self.trial, ticket) {
+    /// The arm that answers a customer: the one addressed, or the one that the customer is assigned to.
+    pub(super) fn arm_of(&self, who: Option<Who>, addressed: Option<Arm>) -> Arm {
+        match (addressed, &self.trial, who) {
             (Some(arm), _, _) => arm,
-            (None, Some(trial), Some(ticket)) if trial.takes(ticket) => Arm::Challenger,
+            (None, Some(trial), Some(who)) if trial.takes(who.ticket) => Arm::Challenger,
             (None, _, _) => Arm::Champion,
         }
     }
 
-    /// What assigns a customer in the trial, if there is one.
-    pub(super) fn ticket(&self, customer_id: &str) -> Option<u64> {
-        Some(assignment::ticket(&self.trial.as_ref()?.salt, customer_id))
+    /// A customer in the trial, if there is one; `values` are what the rules of the policy read of it.
+    pub(super) fn who(&self, customer_id: &str, values: &[Known]) -> Option<Who> {
+        let trial = self.trial.as_ref()?;
+        let ticket = assignment::ticket(&trial.salt, customer_id);
+        Some(Who { ticket, segment: self.policy.segment_of(values) })
     }
 
     /// The trial as far as it watches a request that was, or was not, addressed: those would bias it.
@@ -100,6 +120,15 @@ impl Serving {
         let is_sampled = || trial.sample >= 1.0 || fastrand::f64() < trial.sample;
         (addressed.is_none() && is_sampled()).then_some(trial)
     }
+}
+
+/// A customer, as far as a trial has to know.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Who {
+    /// What assigns it.
+    pub(super) ticket: u64,
+    /// The segment of the policy that it belongs to.
+    pub(super) segment: Option<usize>,
 }
 
 /// The trial of a challenger, as far as requests take part in it.
@@ -166,9 +195,9 @@ impl Trial {
         self.exposure == Exposure::Canary && (self.share >= 1.0 || assignment::place(ticket) < self.share)
     }
 
-    pub(super) fn scored(&self, arm: Arm, score: Score, ticket: u64) {
+    pub(super) fn scored(&self, arm: Arm, score: Score, who: Who) {
         let edges = &self.champion.model.baseline().score.edges;
-        self.watches.of(arm).scored(score, edges, self.policy.tier_of(score), ticket);
+        self.watches.of(arm).scored(score, edges, self.policy.tier_of(who.segment, score), who.ticket);
     }
 
     pub(super) fn timed(&self, arm: Arm, took: Duration) {
@@ -179,8 +208,8 @@ impl Trial {
         self.watches.of(arm).started();
     }
 
-    pub(super) fn failed(&self, arm: Arm, error: Option<&model::Error>, ticket: u64) {
-        self.watches.of(arm).failed(error, ticket);
+    pub(super) fn failed(&self, arm: Arm, error: Option<&model::Error>, who: Who) {
+        self.watches.of(arm).failed(error, who.ticket);
     }
 }
 

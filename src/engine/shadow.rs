@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use super::serving::{Candidate, Trial};
+use super::serving::{Candidate, Trial, Who};
 use crate::domain::decision::Arm;
 use crate::domain::rollout::Exposure;
 
@@ -22,7 +22,7 @@ pub(super) type Row = SmallVec<[f32; 64]>;
 #[derive(Debug)]
 struct Job {
     trial: Arc<Trial>,
-    ticket: u64,
+    who: Who,
     /// The champion's row, and the challenger's where that is another one.
     row: Row,
     own: Option<Row>,
@@ -42,9 +42,9 @@ impl Shadow {
         Self { queue, jobs: Mutex::new(jobs) }
     }
 
-    /// Offers a customer, who is assigned by `ticket`; never waits.
-    pub(super) fn offer(&self, trial: &Arc<Trial>, ticket: u64, row: Row, own: Option<Row>) {
-        if self.queue.try_send(Job { trial: trial.clone(), ticket, row, own }).is_err() {
+    /// Offers a customer; never waits.
+    pub(super) fn offer(&self, trial: &Arc<Trial>, who: Who, row: Row, own: Option<Row>) {
+        if self.queue.try_send(Job { trial: trial.clone(), who, row, own }).is_err() {
             trial.watches.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -87,8 +87,8 @@ fn score(job: &Job, arm: Arm) {
         job.trial.timed(arm, took);
     }
     match result {
-        Ok(score) if is_counted => job.trial.scored(arm, score, job.ticket),
-        Err(error) if is_counted => job.trial.failed(arm, Some(&error), job.ticket),
+        Ok(score) if is_counted => job.trial.scored(arm, score, job.who),
+        Err(error) if is_counted => job.trial.failed(arm, Some(&error), job.who),
         Ok(_) | Err(_) => {}
     }
 }

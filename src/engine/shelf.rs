@@ -56,6 +56,18 @@ pub enum PolicyError {
     },
 }
 
+impl Loaded {
+    /// Whether the model can be served under `policy`.
+    ///
+    /// Errors: what does not fit.
+    pub(super) fn fits(&self, policy: &Policy) -> Result<(), Vec<String>> {
+        let id = self.model.id();
+        let told = |problem: String| format!("the policy \"{}\" does not fit {id}: {problem}", policy.name());
+        let bound = policy.bind(&self.model.card().features);
+        bound.map(drop).map_err(|problems| problems.into_iter().map(told).collect())
+    }
+}
+
 impl Shelf {
     /// Loads and probes version `version` of the model `name`. Takes some 10 to 500 ms.
     pub(super) fn load(&self, name: &str, version: &str) -> Result<Loaded, model::Error> {

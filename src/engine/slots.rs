@@ -74,9 +74,19 @@ impl Held {
         self.loaded[place(colour)].as_ref()
     }
 
+    /// Whether every model in the slots can be served under `policy`.
+    ///
+    /// Errors: [`Error::Refused`] with what does not fit.
+    pub(super) fn fit(&self, policy: &Policy) -> Result<(), Error> {
+        let problems = self.loaded.iter().flatten().filter_map(|loaded| loaded.fits(policy).err());
+        let problems: Vec<String> = problems.flatten().collect();
+        if problems.is_empty() { Ok(()) } else { Err(Error::Refused(problems)) }
+    }
+
     fn candidate(&self, colour: Colour, engine: &Engine) -> Option<Candidate> {
         let Loaded { model, requests, .. } = self.in_slot(colour)?;
-        Some(Candidate::new(model.clone(), &self.policy, &engine.metrics, requests.clone()))
+        // Whatever comes into these slots was seen to fit before.
+        Candidate::new(model.clone(), &self.policy, &engine.metrics, requests.clone()).ok()
     }
 
     /// What these slots serve.
@@ -168,6 +178,7 @@ impl Deck {
 
     fn begin(name: &str, version: &str, policy: Arc<Policy>, engine: &Engine) -> Result<Held, Error> {
         let model = engine.shelf.load(name, version).map_err(|source| unservable(name, version, source))?;
+        model.fits(&policy).map_err(Error::Refused)?;
         let digest = model.model.digest().to_owned();
         let reference = shelf::policy_ref(&policy);
         let slots = Slots::new(version.to_owned(), digest, reference.clone(), engine.now_ms());
@@ -195,7 +206,13 @@ impl Deck {
         let champion = held.slots.champion();
         for colour in [champion, champion.other()] {
             let Some(placed) = held.slots.placed(colour) else { continue };
-            match engine.shelf.load_as(name, placed) {
+            let model = engine.shelf.load_as(name, placed).and_then(|loaded| {
+                let path = engine.shelf.dir.join(name).join(&placed.version);
+                let fits = loaded.fits(&held.policy);
+                fits.map_err(|problems| crate::model::Error::Bundle { path, problems })?;
+                Ok(loaded)
+            });
+            match model {
                 Ok(model) => held.loaded[place(colour)] = Some(model),
                 Err(error) if colour == champion => return Err(unservable(name, &placed.version, error)),
                 Err(error) => {

@@ -13,6 +13,7 @@ use super::Shared;
 use super::problem::{Code, Problem};
 use crate::domain::decision::Arm;
 use crate::domain::nearest::nearest;
+use crate::domain::policy_fit::audit_violations;
 use crate::domain::record::{Entries, Record, Value};
 use crate::domain::violation::{self, LISTED_MAX, Violation, pointer};
 
@@ -117,6 +118,7 @@ pub(super) fn record<'a>(
         violations.push(Violation::new("/context", violation::Code::TooMany, expected));
     } else {
         repeated(&context, "/context", &mut violations);
+        violations.extend(audit_violations(&context));
     }
     let record = Record { customer_id, features, context };
     if violations.is_empty() {

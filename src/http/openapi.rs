@@ -8,6 +8,7 @@ use utoipa::OpenApi;
 
 use super::Shared;
 use crate::domain::card::Card;
+use crate::domain::condition::{self, Domain};
 use crate::domain::feature::{Feature, Kind, Missing, Scalar, Unknown};
 use crate::engine::Catalogue;
 use crate::model::Model;
@@ -58,6 +59,7 @@ fn with_models(contract: &utoipa::openapi::OpenApi, catalogue: &Catalogue) -> Va
         let mut schema = document["components"]["schemas"]["Customer"].clone();
         schema["properties"]["features"] = json!({"$ref": format!("#/components/schemas/{features}")});
         schema["examples"] = json!([example(&serving.model)]);
+        declare_context(&mut schema, serving.context());
         document["components"]["schemas"][&customer] = schema;
         document["components"]["schemas"][&features] = features_schema(serving.model.card());
         let one = json!({"$ref": format!("#/components/schemas/{customer}")});
@@ -125,6 +127,47 @@ fn feature_schema(feature: &Feature) -> Value {
         schema["enum"] = json!(values);
     }
     schema
+}
+
+/// Adds what the policy declares of the context to the `schema` of a customer.
+fn declare_context<'d>(schema: &mut Value, declared: impl Iterator<Item = (&'d str, &'d Domain)>) {
+    let (mut properties, mut required) = (Map::new(), Vec::new());
+    for (name, domain) in declared {
+        let refuses = domain.missing == condition::Missing::Refuse;
+        let mut entry = json!({"description": format!("The policy reads it: {}.", domain.expected())});
+        let kind = match &domain.kind {
+            condition::Kind::Number { min, max, whole } => {
+                entry["minimum"] = json!(min);
+                entry["maximum"] = json!(max);
+                if *whole { "integer" } else { "number" }
+            }
+            condition::Kind::Category { known, unknown } => {
+                if unknown.is_none() {
+                    let null = (!refuses).then_some(Value::Null);
+                    entry["enum"] = known.iter().map(|category| json!(category)).chain(null).collect();
+                }
+                "string"
+            }
+            condition::Kind::Boolean => "boolean",
+        };
+        entry["type"] = if refuses { json!(kind) } else { json!([kind, "null"]) };
+        properties.insert(name.to_owned(), entry);
+        if refuses {
+            required.push(name);
+        }
+    }
+    if properties.is_empty() {
+        return;
+    }
+    let context = &mut schema["properties"]["context"];
+    context["properties"] = properties.into();
+    if !required.is_empty() {
+        context["required"] = json!(required);
+        context["type"] = json!("object");
+        if let Some(list) = schema["required"].as_array_mut() {
+            list.push(json!("context"));
+        }
+    }
 }
 
 fn example(model: &Model) -> Value {

@@ -6,7 +6,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::problem;
-use crate::domain::decision;
+use crate::domain::{decision, policy};
 use crate::engine;
 
 /// One customer to decide on.
@@ -27,7 +27,7 @@ pub(super) struct Customer {
 /// The contract of `context`; a derive has no word for its bound.
 fn context() -> utoipa::openapi::Object {
     use utoipa::openapi::schema::{ObjectBuilder, SchemaType, Type};
-    let description = "What the policy may look at and the model must not. The bundled policies look at none of it.";
+    let description = "What the policy may look at and the model must not: what it declares is checked, the rest is ignored. `audit`, an object of strings, is for audits; neither looks at it.";
     ObjectBuilder::new()
         .schema_type(SchemaType::from_iter([Type::Object, Type::Null]))
         .description(Some(description))
@@ -63,8 +63,17 @@ pub(super) struct Decision<'d> {
     /// The risk band that the policy puts the score in.
     #[schema(value_type = String, example = "high")]
     tier: &'d str,
-    /// What the policy offers to this tier.
+    /// What the policy offers to this customer.
     intervention: Intervention<'d>,
+    /// What is lost with the customer, in the currency of the intervention. Absent where the policy has no say on it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    value_at_stake: Option<f64>,
+    /// The rules that led to the intervention: `segment:NAME`, `eligibility:ACTION:FIELD` (not offered, since this condition does not
+    /// hold), `fallback:ACTION`, `objective:NAME`. Absent where the policy only looks at the score.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false, example = json!(["segment:new-monthly", "objective:expected_value"]))]
+    rules: Vec<String>,
     /// The model that gave the score.
     model: Model<'d>,
     /// The content hash of the policy: the first 16 digits of the document's sha256.
@@ -87,6 +96,10 @@ pub(super) struct Intervention<'d> {
     /// The share of would-be churners that it keeps.
     #[schema(minimum = 0, maximum = 1)]
     expected_effectiveness: f64,
+    /// What it is expected to be worth, its cost taken off. Absent where the policy knows no value at stake.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    expected_value: Option<f64>,
 }
 
 /// Which model, which version, in which role.
@@ -189,8 +202,10 @@ pub(super) struct TierSummary<'m> {
     /// Its band of scores in interval notation.
     #[schema(example = "(0.8, 1]")]
     score: String,
-    /// What it is offered.
-    intervention: Intervention<'m>,
+    /// What it is offered first. Absent where the policy chooses by expected value.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    intervention: Option<Intervention<'m>>,
 }
 
 /// A model in service with its card.
@@ -252,7 +267,12 @@ impl<'d> Decision<'d> {
             decided_at: &scratch.time,
             score: decision.score.value(),
             tier: &decision.tier().name,
-            intervention: Intervention::new(&decision.policy, decision.tier()),
+            intervention: Intervention {
+                expected_value: decision.choice.expected_value,
+                ..Intervention::new(&decision.policy, decision.intervention())
+            },
+            value_at_stake: decision.value_at_stake,
+            rules: decision.rules(),
             model: Model { name: &decision.model.name, version: &decision.model.version, arm: decision.arm },
             policy_version: decision.policy.version(),
         }
@@ -260,12 +280,13 @@ impl<'d> Decision<'d> {
 }
 
 impl<'d> Intervention<'d> {
-    fn new(policy: &'d crate::domain::policy::Policy, tier: &'d crate::domain::policy::Tier) -> Self {
+    fn new(policy: &'d policy::Policy, intervention: &'d policy::Intervention) -> Self {
         Self {
-            action: &tier.intervention.action,
-            cost: tier.intervention.cost.units(),
+            action: &intervention.action,
+            cost: intervention.cost.units(),
             currency: policy.currency(),
-            expected_effectiveness: tier.intervention.expected_effectiveness,
+            expected_effectiveness: intervention.expected_effectiveness,
+            expected_value: None,
         }
     }
 }
@@ -277,7 +298,7 @@ impl<'m> ModelSummary<'m> {
         let tiers = policy.tiers().iter().map(|tier| TierSummary {
             name: &tier.name,
             score: tier.band.to_string(),
-            intervention: Intervention::new(policy, tier),
+            intervention: policy.first_of(tier).map(|first| Intervention::new(policy, first)),
         });
         Self {
             name: &model.id().name,

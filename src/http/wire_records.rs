@@ -36,6 +36,14 @@ pub(super) struct DecisionRecord {
     /// The reasons of the answer; null before there are reasons.
     #[schema(value_type = Option<Vec<Object>>)]
     reasons: Option<Vec<crate::ledger::Reason>>,
+    /// What the action was expected to be worth, its cost taken off; null where the policy knows no value at stake.
+    expected_value: Option<f64>,
+    /// What the action costs; null where the policy only looks at the score.
+    cost: Option<f64>,
+    /// What would be lost with the customer; null where the policy knows no value at stake.
+    value_at_stake: Option<f64>,
+    /// The rules that fired; null where the policy only looks at the score.
+    rules: Option<Vec<String>>,
     /// The model that gave the score.
     model: ModelRecord,
     /// Name of the policy.
@@ -256,6 +264,10 @@ impl From<Recorded> for DecisionRecord {
             holdout: recorded.extra.holdout,
             propensity: recorded.extra.propensity,
             reasons: recorded.extra.reasons,
+            expected_value: recorded.extra.expected_value,
+            cost: recorded.extra.cost,
+            value_at_stake: recorded.extra.value_at_stake,
+            rules: recorded.extra.rules,
             model: ModelRecord {
                 name: recorded.model,
                 version: recorded.model_version,

@@ -9,7 +9,7 @@ use arc_swap::ArcSwap;
 use rusqlite::{OptionalExtension, Transaction, params};
 
 use super::keys::{self, Cache, CustomerKey, Keys, Nonces, Pseudonym};
-use super::record::{Answer, Draft, Entry, Kind, Version};
+use super::record::{Answer, Draft, Entry, Extra, Kind, Version};
 use super::store::{self, Head};
 use super::{Action, Error, Options, State};
 use crate::domain::decision::{Decision, ModelId};
@@ -25,6 +25,16 @@ pub(super) struct Known {
     policy: Arc<Policy>,
     row: i64,
     digest: [u8; 32],
+}
+
+/// What the entry of a decision says beyond its columns. Most say nothing.
+fn body(decision: &Decision) -> Result<Cow<'static, str>, Error> {
+    if decision.policy.is_plain() {
+        return Ok("{}".into());
+    }
+    let Decision { policy, tier, value_at_stake, trace, choice, .. } = decision;
+    let text = serde_json::to_string(&Extra::of(policy, *tier, *value_at_stake, trace, choice));
+    text.map(Cow::Owned).map_err(|error| Error::Broken(error.to_string()))
 }
 
 /// All that the writer has besides the database, so that a transaction can borrow that and work with this.
@@ -93,7 +103,7 @@ impl Desk {
                 let answer = Answer {
                     score: decision.score.value(),
                     tier: tier.name.as_str().into(),
-                    action: tier.intervention.action.as_str().into(),
+                    action: decision.intervention().action.as_str().into(),
                     arm: decision.arm.name().into(),
                 };
                 let entry = Entry {
@@ -104,7 +114,7 @@ impl Desk {
                     customer: Some(pseudonym.as_slice().into()),
                     version: Some(version.as_slice().into()),
                     answer: Some(answer),
-                    body: "{}".into(),
+                    body: body(decision)?,
                     digest: Some(digest.as_slice().into()),
                     sealed: sealed.ciphertext.map(Cow::Owned),
                     key_version: keys.version(),

@@ -86,7 +86,7 @@ pub struct Recorded {
     pub action: String,
     /// The arm.
     pub arm: String,
-    /// Holdout, propensity and reasons, where there were some.
+    /// What it says beyond these, where there was something.
     pub extra: Extra,
     /// Name of the model.
     pub model: String,

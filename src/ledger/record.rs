@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::keys::{Keys, Link, Pseudonym};
 use super::outcomes::OutcomeDraft;
+use crate::domain::assessment::{Choice, Trace};
 use crate::domain::decision::{Decision, ModelId};
 use crate::domain::id::DecisionId;
 use crate::domain::policy::Policy;
@@ -59,6 +60,46 @@ pub struct Extra {
     /// The reasons of the answer, each with its SHAP value in log-odds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reasons: Option<Vec<Reason>>,
+    /// What the action is expected to be worth, its cost taken off.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "exact")]
+    pub expected_value: Option<f64>,
+    /// What the action costs.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "exact")]
+    pub cost: Option<f64>,
+    /// What is lost with the customer.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "exact")]
+    pub value_at_stake: Option<f64>,
+    /// By how much money was dearer than itself when the action was chosen.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "exact")]
+    pub shadow_price: Option<f64>,
+    /// The rules that fired.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rules: Option<Vec<String>>,
+}
+
+impl Extra {
+    /// What a decision by `policy` says beyond its columns; nothing where the score alone decided.
+    pub fn of(policy: &Policy, tier: usize, value_at_stake: Option<f64>, trace: &Trace, choice: &Choice) -> Self {
+        if policy.is_plain() {
+            return Self::default();
+        }
+        Self {
+            expected_value: choice.expected_value,
+            cost: Some(choice.cost.units()),
+            value_at_stake,
+            rules: Some(policy.rules(tier, trace, choice)),
+            ..Self::default()
+        }
+    }
+}
+
+/// A number as it was written, to the last bit: JSON readers that are made for speed may miss that one.
+fn exact<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
+    let text = Box::<serde_json::value::RawValue>::deserialize(deserializer)?;
+    match text.get() {
+        "null" => Ok(None),
+        text => text.parse().map(Some).map_err(serde::de::Error::custom),
+    }
 }
 
 /// One reason of an answer.

@@ -8,6 +8,7 @@ mod health;
 mod ledger;
 mod limits;
 mod outcomes;
+mod policy;
 mod problems;
 mod score;
 mod service;
