@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::id::DecisionId;
 use super::policy::{Policy, Tier};
+use super::reason::Explanation;
 use super::score::Score;
 
 /// The role of the model that answered.
@@ -60,6 +61,8 @@ pub struct Decision {
     pub policy: Arc<Policy>,
     /// The place of the tier in `policy.tiers()`.
     pub tier: usize,
+    /// Why the score is what it is, where that was wanted.
+    pub explanation: Option<Arc<Explanation>>,
 }
 
 impl Decision {

@@ -358,7 +358,10 @@ mod tests {
             let (points, weights) = gauss_legendre(count);
             for degree in 0..2 * count {
                 let found: f64 = points.iter().zip(&weights).map(|(x, w)| w * x.powi(degree as i32)).sum();
-                assert!((found - 1.0 / (degree as f64 + 1.0)).abs() < 1e-13, "{count} points, degree {degree}: {found}");
+                assert!(
+                    (found - 1.0 / (degree as f64 + 1.0)).abs() < 1e-13,
+                    "{count} points, degree {degree}: {found}"
+                );
             }
         }
     }

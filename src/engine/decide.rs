@@ -69,7 +69,8 @@ impl Engine {
         let encoded = Instant::now();
         let Scored { score, arm } = self.score(serving, record, &row, addressed, true)?;
         let inferred = Instant::now();
-        let decision = self.decision(serving, score, arm, self.now_ms());
+        let mut decision = self.decision(serving, score, arm, self.now_ms());
+        explain(serving, record, &row, &mut decision)?;
         let stages = Stages { encode: encoded - begun, infer: inferred - encoded, policy: inferred.elapsed() };
         let receipt = match &self.ledger {
             Some(ledger) => ledger.record(&decision, &record.customer_id, Bytes::copy_from_slice(inputs))?,
@@ -220,7 +221,10 @@ impl Engine {
             if let (Ok(_), Some(trial)) = (&scored, serving.shadow(addressed)) {
                 self.shade(trial, record, row.into());
             }
-            decisions.push(scored.map(|Scored { score, arm }| self.decision(serving, score, arm, now_ms)));
+            decisions.push(scored.and_then(|Scored { score, arm }| {
+                let mut decision = self.decision(serving, score, arm, now_ms);
+                explain(serving, record, row, &mut decision).map(|()| decision)
+            }));
         }
         stages.policy += begun.elapsed();
     }
@@ -269,6 +273,7 @@ impl Engine {
             arm,
             policy: serving.policy.clone(),
             tier: serving.policy.tier_of(score),
+            explanation: None,
         }
     }
 }
@@ -280,10 +285,28 @@ fn candidate(serving: &Serving, arm: Arm) -> &Candidate {
     }
 }
 
+/// Adds the reasons that are wanted: by the caller. A policy that wants some for its tiers is to be asked here.
+fn explain(serving: &Serving, record: &Record, row: &[f32], decision: &mut Decision) -> Result<(), Error> {
+    let wanted = record.reasons;
+    if wanted == 0 {
+        return Ok(());
+    }
+    let model = &candidate(serving, decision.arm).model;
+    let found = match decision.arm {
+        Arm::Challenger if !serving.reads_same_row() => {
+            let mut own: Row = smallvec![0.0; model.schema().columns()];
+            model.schema().vectorize(&record.features, &mut own).map_err(Error::Invalid)?;
+            model.explain(&own)?
+        }
+        _ => model.explain(row)?,
+    };
+    decision.explanation = Some(Arc::new(model.book().explain(&found, &record.features, wanted)));
+    Ok(())
+}
+
 /// The challenger's own score: by its own dictionary, where that is another one.
 fn score_by(challenger: &Candidate, serving: &Serving, record: &Record, row: &[f32]) -> Result<Score, Error> {
-    let same_row = serving.trial.as_ref().is_some_and(|trial| trial.same_row);
-    if same_row {
+    if serving.reads_same_row() {
         return Ok(challenger.model.score(row)?);
     }
     let schema = challenger.model.schema();

@@ -9,7 +9,7 @@ use arc_swap::ArcSwap;
 use rusqlite::{OptionalExtension, Transaction, params};
 
 use super::keys::{self, Cache, CustomerKey, Keys, Nonces, Pseudonym};
-use super::record::{Answer, Draft, Entry, Kind, Version};
+use super::record::{Answer, Draft, Entry, Extra, Kind, Version};
 use super::store::{self, Head};
 use super::{Action, Error, Options, State};
 use crate::domain::decision::{Decision, ModelId};
@@ -80,7 +80,7 @@ impl Desk {
     ) -> Result<(), Error> {
         let keys = self.keys.load_full();
         // What an entry borrows.
-        let (id, version, digest);
+        let (id, version, digest, extra);
         let (entry, row) = match draft {
             Draft::Decision { decision, pseudonym, inputs } => {
                 let row;
@@ -89,6 +89,7 @@ impl Desk {
                 id = decision.id.bytes();
                 let sealed = keys::seal_inputs(&key, self.nonces.next(), &id, inputs, self.options.inputs)?;
                 digest = sealed.digest;
+                extra = Extra::text(decision);
                 let tier = decision.tier();
                 let answer = Answer {
                     score: decision.score.value(),
@@ -104,7 +105,7 @@ impl Desk {
                     customer: Some(pseudonym.as_slice().into()),
                     version: Some(version.as_slice().into()),
                     answer: Some(answer),
-                    body: "{}".into(),
+                    body: extra.as_str().into(),
                     digest: Some(digest.as_slice().into()),
                     sealed: sealed.ciphertext.map(Cow::Owned),
                     key_version: keys.version(),

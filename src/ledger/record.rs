@@ -12,6 +12,7 @@ use super::outcomes::OutcomeDraft;
 use crate::domain::decision::{Decision, ModelId};
 use crate::domain::id::DecisionId;
 use crate::domain::policy::Policy;
+use crate::domain::reason;
 
 /// What happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,6 +70,20 @@ pub struct Reason {
     pub code: String,
     /// Its contribution in log-odds.
     pub shap: f64,
+}
+
+impl Extra {
+    /// What `decision` says beyond its columns, as a JSON object.
+    pub(super) fn text(decision: &Decision) -> String {
+        let Some(explanation) = &decision.explanation else { return "{}".to_owned() };
+        let reason = |reason: &reason::Reason| Reason {
+            code: explanation.book.words(reason.feature).code.clone(),
+            shap: reason.log_odds,
+        };
+        let reasons = Some(explanation.reasons.iter().map(reason).collect());
+        // Plain data: it can always be written.
+        serde_json::to_string(&Self { reasons, ..Self::default() }).unwrap_or_default()
+    }
 }
 
 /// What was answered, in columns of its own so that ordinary tools can count it.

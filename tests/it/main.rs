@@ -9,6 +9,7 @@ mod ledger;
 mod limits;
 mod outcomes;
 mod problems;
+mod reasons;
 mod score;
 mod service;
 mod slots;
