@@ -6,7 +6,7 @@ mod customers;
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput};
-use mainstay::domain::record::Value;
+use mainstay::domain::record::{Record, Value};
 
 /// Rows of one run, as `Engine::decide_batch` takes them.
 const BATCH_ROWS: usize = 512;
@@ -72,6 +72,12 @@ fn measure(criterion: &mut Criterion, service: &customers::Service, name: &str) 
         bencher.iter(|| model.score(black_box(rows.next().expect("a cycle"))).expect("a score"));
     });
 
+    // What an explanation adds to a decision.
+    criterion.benchmark_group("explain").bench_function(name, |bencher| {
+        let mut rows = rows.chunks_exact(columns).cycle();
+        bencher.iter(|| model.explain(black_box(rows.next().expect("a cycle"))).expect("contributions"));
+    });
+
     let mut batch = criterion.benchmark_group("infer-batch-512");
     batch.throughput(Throughput::Elements(BATCH_ROWS as u64));
     batch.bench_function(name, |bencher| {
@@ -82,6 +88,16 @@ fn measure(criterion: &mut Criterion, service: &customers::Service, name: &str) 
 
     criterion.benchmark_group("decide").bench_function(name, |bencher| {
         let mut records = records.iter().cycle();
+        bencher.iter(|| {
+            let record = records.next().expect("a cycle");
+            service.engine.decide(&serving, black_box(record), b"", None).expect("a decision")
+        });
+    });
+
+    // The same with three reasons.
+    criterion.benchmark_group("decide-explained").bench_function(name, |bencher| {
+        let asking = records.iter().cloned().map(|record| Record { reasons: 3, ..record }).collect::<Vec<_>>();
+        let mut records = asking.iter().cycle();
         bencher.iter(|| {
             let record = records.next().expect("a cycle");
             service.engine.decide(&serving, black_box(record), b"", None).expect("a decision")

@@ -69,6 +69,7 @@ pub(crate) fn records(model: &Model) -> Vec<Record<'static>> {
             })
             .collect(),
         context: Vec::new(),
+        reasons: 0,
     };
     (0..COUNT).map(record).collect()
 }

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from train.data import MLC, TELCO, Source, mlc_dictionary, telco_dictionary
 from train.learners import Lightgbm, Logistic, Xgboost
+from train.words import MLC as MLC_WORDS
+from train.words import TELCO as TELCO_WORDS
+from train.words import told
 
 SEED = 42
 CREATED = "2026-11-22T00:00:00Z"  # of this recipe, not of the run: a clock in a file would change it with every run
@@ -54,7 +57,7 @@ RECIPES = [
         "boosted trees on contract, services and charges, calibrated.",
         limits=TELCO_LIMITS,
         source=TELCO,
-        dictionary=telco_dictionary("nan"),
+        dictionary=told(telco_dictionary("nan"), TELCO_WORDS),
         learner=Xgboost,
         parameters={
             "trees": 300, "max_depth": 4, "eta": 0.02, "min_child_weight": 20, "lambda": 10, "subsample": 0.8,
@@ -69,7 +72,7 @@ RECIPES = [
         description="Challenger of 1.0.0 on the same features: 300 boosted trees of LightGBM, calibrated.",
         limits=TELCO_LIMITS,
         source=TELCO,
-        dictionary=telco_dictionary("nan"),
+        dictionary=told(telco_dictionary("nan"), TELCO_WORDS),
         learner=Lightgbm,
         parameters={
             "trees": 300, "num_leaves": 8, "learning_rate": 0.03, "min_data_in_leaf": 40, "lambda_l2": 5,
@@ -87,7 +90,7 @@ RECIPES = [
             "A linear model: the effect of a feature is the same whatever the other features are.",
         ),
         source=TELCO,
-        dictionary=telco_dictionary({"default": 0}),
+        dictionary=told(telco_dictionary({"default": 0}), TELCO_WORDS),
         learner=Logistic,
         parameters={"C": 1.0, "penalty": "l2", "standardised": True},
     ),
@@ -106,7 +109,7 @@ RECIPES = [
             "every customer.",
         ),
         source=MLC,
-        dictionary=mlc_dictionary(),
+        dictionary=told(mlc_dictionary(), MLC_WORDS),
         learner=Xgboost,
         parameters={
             "trees": 300, "max_depth": 5, "eta": 0.02, "min_child_weight": 1, "lambda": 1, "subsample": 0.8,

@@ -253,7 +253,7 @@ class CommittedBundles(unittest.TestCase):
             self.assertEqual(card["graph"]["columns"], sum(data.width(f) for f in features))
             self.assertFalse(PROTECTED & {f["name"].lower() for f in features})
             for f in features:
-                wanted = {"name", "type", "source", "owner", "description", "missing", "freshness_hours"}
+                wanted = {"name", "type", "source", "owner", "description", "missing", "freshness_hours", "reason"}
                 wanted |= {"categories", "unknown"} if f["type"] == "category" else {"range"}
                 self.assertEqual(set(f) - {"unit"}, wanted)
 

@@ -209,6 +209,7 @@ mod tests {
             customer_id: "c".into(),
             features: vec![("Contract".into(), Value::Text(contract.into())), ("tenure".into(), Value::Number(tenure))],
             context: context.into_iter().map(|(name, value)| (name.into(), value)).collect(),
+            reasons: 0,
         }
     }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::assessment::{Choice, Trace};
 use super::id::DecisionId;
 use super::policy::{Intervention, Policy, Tier};
+use super::reason::Explanation;
 use super::score::Score;
 
 /// The role of the model that answered.
@@ -67,6 +68,8 @@ pub struct Decision {
     pub value_at_stake: Option<f64>,
     /// Which rules fired.
     pub trace: Trace,
+    /// Why the score is what it is, where that was wanted.
+    pub explanation: Option<Arc<Explanation>>,
 }
 
 impl Decision {

@@ -42,6 +42,21 @@ pub struct Feature {
     pub missing: Missing,
     /// The age in hours from which the value counts as stale.
     pub freshness_hours: u32,
+    /// How it is told as a reason; without it, by its name and description.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Reason>,
+}
+
+/// How a feature is told as a reason of a score.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reason {
+    /// The stable code: `[a-z][a-z0-9_]{0,62}`.
+    pub code: String,
+    /// The sentence where the value raises the score; 1 to 200 characters.
+    pub raises: String,
+    /// The sentence where it lowers the score; 1 to 200 characters.
+    pub lowers: String,
 }
 
 /// The type of a feature's values.
@@ -121,6 +136,18 @@ impl Feature {
         let mut broken = |text: String| problems.push(format!("feature \"{name}\": {text}"));
         if name.is_empty() || name.chars().count() > 64 || name.chars().any(char::is_control) {
             broken("a name has 1 to 64 characters, none of them a control character".to_owned());
+        }
+        if let Some(reason) = &self.reason {
+            let legal = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
+            let begins = reason.code.bytes().next().is_some_and(|b| b.is_ascii_lowercase());
+            if !begins || reason.code.len() > 63 || !reason.code.bytes().all(legal) {
+                broken("`reason.code` has 1 to 63 of a-z, 0-9 and '_', and begins with a letter".to_owned());
+            }
+            for text in [&reason.raises, &reason.lowers] {
+                if !(1..=200).contains(&text.chars().count()) || text.chars().any(char::is_control) {
+                    broken("`reason.raises` and `reason.lowers` are sentences of 1 to 200 characters".to_owned());
+                }
+            }
         }
         match self.kind {
             Kind::Number | Kind::Integer => {

@@ -47,4 +47,6 @@ pub struct Record<'a> {
     pub features: Entries<'a>,
     /// What the policy may look at and the model must not.
     pub context: Entries<'a>,
+    /// How many reasons the caller wants to see; 0 for none.
+    pub reasons: usize,
 }

@@ -62,6 +62,11 @@ impl Schema {
                 problems.push(format!("feature \"{}\" stands more than once", feature.name));
             }
         }
+        let mut codes: Vec<&str> = dictionary.iter().filter_map(|f| Some(f.reason.as_ref()?.code.as_str())).collect();
+        codes.sort_unstable();
+        for pair in codes.windows(2).filter(|pair| pair[0] == pair[1]) {
+            problems.push(format!("the reason code \"{}\" stands more than once", pair[0]));
+        }
         if !problems.is_empty() {
             return Err(problems);
         }
@@ -85,6 +90,11 @@ impl Schema {
     /// The names of the features, in dictionary order.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.encoders.iter().map(|encoder| &*encoder.name)
+    }
+
+    /// The columns of each feature, in dictionary order.
+    pub fn spans(&self) -> impl Iterator<Item = std::ops::Range<usize>> {
+        self.encoders.iter().map(|encoder| encoder.offset..encoder.offset + encoder.width)
     }
 
     /// Writes the input vector of `features` into `row`, which has [`columns`](Self::columns) places.

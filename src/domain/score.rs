@@ -37,7 +37,12 @@ impl Platt {
         // In f64 the odds of any f32 are exact enough; 0 and 1 give infinite log-odds and come back as 0 and 1.
         let p = f64::from(probability);
         let log_odds = (p / (1.0 - p)).ln();
-        Score::new(1.0 / (1.0 + (-(self.a * log_odds + self.b)).exp()))
+        Score::new(self.of_log_odds(log_odds))
+    }
+
+    /// The calibrated probability of a model's `log_odds`.
+    pub fn of_log_odds(&self, log_odds: f64) -> f64 {
+        1.0 / (1.0 + (-(self.a * log_odds + self.b)).exp())
     }
 }
 

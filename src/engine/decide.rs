@@ -72,7 +72,8 @@ impl Engine {
         let who = serving.who(&record.customer_id, &values);
         let scored = self.score(serving, record, &row, who, addressed)?;
         let inferred = Instant::now();
-        let decision = self.decision(serving, record, &values, &scored, self.now_ms());
+        let mut decision = self.decision(serving, record, &values, &scored, self.now_ms());
+        explain(serving, record, &row, &mut decision)?;
         let stages = Stages { encode: encoded - begun, infer: inferred - encoded, policy: inferred.elapsed() };
         let receipt = match &self.ledger {
             Some(ledger) => ledger.record(&decision, &record.customer_id, Bytes::copy_from_slice(inputs))?,
@@ -230,7 +231,10 @@ impl Engine {
             if let (Ok(_), Some((trial, who))) = (&scored, serving.shadow(addressed).zip(who)) {
                 self.shade(trial, who, record, row.into());
             }
-            decisions.push(scored.map(|(scored, values)| self.decision(serving, record, &values, &scored, now_ms)));
+            decisions.push(scored.and_then(|(scored, values)| {
+                let mut decision = self.decision(serving, record, &values, &scored, now_ms);
+                explain(serving, record, row, &mut decision).map(|()| decision)
+            }));
         }
         stages.policy += begun.elapsed();
     }
@@ -299,6 +303,7 @@ impl Engine {
             choice,
             value_at_stake: assessment.value_at_stake,
             trace: assessment.trace,
+            explanation: None,
         }
     }
 }
@@ -326,10 +331,28 @@ fn candidate(serving: &Serving, arm: Arm) -> &Candidate {
     }
 }
 
+/// Adds the reasons that are wanted: by the caller. A policy that wants some for its tiers is to be asked here.
+fn explain(serving: &Serving, record: &Record, row: &[f32], decision: &mut Decision) -> Result<(), Error> {
+    let wanted = record.reasons;
+    if wanted == 0 {
+        return Ok(());
+    }
+    let model = &candidate(serving, decision.arm).model;
+    let found = match decision.arm {
+        Arm::Challenger if !serving.reads_same_row() => {
+            let mut own: Row = smallvec![0.0; model.schema().columns()];
+            model.schema().vectorize(&record.features, &mut own).map_err(Error::Invalid)?;
+            model.explain(&own)?
+        }
+        _ => model.explain(row)?,
+    };
+    decision.explanation = Some(Arc::new(model.book().explain(&found, &record.features, wanted)));
+    Ok(())
+}
+
 /// The challenger's own score: by its own dictionary, where that is another one.
 fn score_by(challenger: &Candidate, serving: &Serving, record: &Record, row: &[f32]) -> Result<Score, Error> {
-    let same_row = serving.trial.as_ref().is_some_and(|trial| trial.same_row);
-    if same_row {
+    if serving.reads_same_row() {
         return Ok(challenger.model.score(row)?);
     }
     let schema = challenger.model.schema();

@@ -5,6 +5,7 @@ mod decide;
 mod dry_run;
 mod error;
 mod moves;
+mod opening;
 mod past;
 mod rollout;
 mod serving;
@@ -33,6 +34,8 @@ use crate::domain::record::Record;
 use crate::ledger::Ledger;
 use crate::model::Model;
 
+/// A promise to be kept before an answer.
+pub use crate::ledger::Receipt;
 /// To be spawned on every thread that awaits receipts: see `ledger::courier`.
 pub use crate::ledger::courier;
 use crate::telemetry::Metrics;

@@ -91,6 +91,16 @@ impl Serving {
         self.idle.is_some()
     }
 
+    /// Whether every model here explains itself in microseconds; one that does not is not to be asked on the thread of a request.
+    pub fn explains_quickly(&self) -> bool {
+        self.model.explains_quickly() && self.idle.as_ref().is_none_or(|idle| idle.model.explains_quickly())
+    }
+
+    /// Whether the challenger is known to read the row of the champion.
+    pub(super) fn reads_same_row(&self) -> bool {
+        self.trial.as_ref().is_some_and(|trial| trial.same_row)
+    }
+
     /// The arm that answers a customer: the one addressed, or the one that the customer is assigned to.
     pub(super) fn arm_of(&self, who: Option<Who>, addressed: Option<Arm>) -> Arm {
         match (addressed, &self.trial, who) {

@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 use super::rollout::Evidence;
 use super::serving::{Candidate, Serving, Trial, Watches};
 use super::shelf::{self, Loaded};
-use super::{Ask, Engine, Entry, Error, Moved};
+use super::{Ask, Engine, Error, Moved};
 use crate::domain::moves::Move;
 use crate::domain::policy::Policy;
 use crate::domain::rollout::{Exposure, Rollout};
 use crate::domain::slots::{Colour, Slots};
-use crate::ledger::{self, Answered, Change, Ledger, Pending};
+use crate::ledger::{Answered, Change, Pending};
 
 /// Who moves when no person does.
 pub const SERVICE: &str = "mainstay";
@@ -21,9 +21,9 @@ pub const SERVICE: &str = "mainstay";
 #[derive(Debug)]
 pub(super) struct Deck {
     pub(super) name: String,
-    held: Mutex<Held>,
+    pub(super) held: Mutex<Held>,
     /// A model is being loaded for the idle slot.
-    staging: Mutex<Option<Asked>>,
+    pub(super) staging: Mutex<Option<Asked>>,
 }
 
 /// What a move changes.
@@ -57,7 +57,7 @@ pub(super) struct Delivery {
     pub(super) policy: Option<Arc<Policy>>,
 }
 
-fn place(colour: Colour) -> usize {
+pub(super) fn place(colour: Colour) -> usize {
     match colour {
         Colour::Blue => 0,
         Colour::Green => 1,
@@ -65,7 +65,7 @@ fn place(colour: Colour) -> usize {
 }
 
 impl Held {
-    fn new(slots: Slots, loaded: [Option<Loaded>; 2], policy: Arc<Policy>) -> Self {
+    pub(super) fn new(slots: Slots, loaded: [Option<Loaded>; 2], policy: Arc<Policy>) -> Self {
         let evidence = Evidence::default();
         Self { slots, loaded, policy, policy_before: None, watches: None, evidence, unloaded: None, owed: None }
     }
@@ -142,7 +142,8 @@ impl Held {
         self.unloaded = None;
     }
 
-    fn watch(&mut self) {
+    /// Begins to watch the step that the rollout is at.
+    pub(super) fn watch(&mut self) {
         let before = self.watches.take();
         let Some((champion, rollout)) = self.in_slot(self.slots.champion()).zip(self.slots.rollout.as_ref()) else {
             return;
@@ -155,76 +156,6 @@ impl Held {
 }
 
 impl Deck {
-    /// The deck of `entry`: as the ledger has its slots, or, where it has none or `resume` is off, with the model and policy of the
-    /// configuration.
-    ///
-    /// Errors: a champion that cannot be loaded as it was. An idle model that cannot keeps its place, and is tried again when a move
-    /// needs it.
-    pub(super) fn open(entry: Entry, engine: &Engine, resume: bool) -> Result<Self, Error> {
-        let Entry { name, version, policy } = entry;
-        let known = match &engine.ledger {
-            Some(ledger) if resume => ledger.slots(&name)?.map(|slots| (slots, ledger)),
-            _ => None,
-        };
-        let held = match known {
-            Some((slots, ledger)) => {
-                warn_of_differences(&name, &version, &policy, &slots);
-                Self::resume(&name, slots, ledger, engine)?
-            }
-            None => Self::begin(&name, &version, policy, engine)?,
-        };
-        Ok(Self { name, held: Mutex::new(held), staging: Mutex::new(None) })
-    }
-
-    fn begin(name: &str, version: &str, policy: Arc<Policy>, engine: &Engine) -> Result<Held, Error> {
-        let model = engine.shelf.load(name, version).map_err(|source| unservable(name, version, source))?;
-        model.fits(&policy).map_err(Error::Refused)?;
-        let digest = model.model.digest().to_owned();
-        let reference = shelf::policy_ref(&policy);
-        let slots = Slots::new(version.to_owned(), digest, reference.clone(), engine.now_ms());
-        if let Some(ledger) = &engine.ledger {
-            ledger.change(Change {
-                model: name.to_owned(),
-                verb: "begin".to_owned(),
-                by: SERVICE.to_owned(),
-                why: "the configuration names it".to_owned(),
-                result: format!("{version} is the champion"),
-                slots: Some(slots.clone()),
-                policy: Some((reference.digest, policy.document().to_owned())),
-                request: None,
-            })?;
-        }
-        let loaded = [Some(model), None];
-        Ok(Held::new(slots, loaded, policy))
-    }
-
-    fn resume(name: &str, slots: Slots, ledger: &Ledger, engine: &Engine) -> Result<Held, Error> {
-        let policy = Arc::new(policy_of_record(ledger, &slots.policy.digest)?);
-        let before = slots.policy_before.as_ref().map(|before| policy_of_record(ledger, &before.digest));
-        let mut held = Held::new(slots, [None, None], policy);
-        held.policy_before = before.transpose()?.map(Arc::new);
-        let champion = held.slots.champion();
-        for colour in [champion, champion.other()] {
-            let Some(placed) = held.slots.placed(colour) else { continue };
-            let model = engine.shelf.load_as(name, placed).and_then(|loaded| {
-                let path = engine.shelf.dir.join(name).join(&placed.version);
-                let fits = loaded.fits(&held.policy);
-                fits.map_err(|problems| crate::model::Error::Bundle { path, problems })?;
-                Ok(loaded)
-            });
-            match model {
-                Ok(model) => held.loaded[place(colour)] = Some(model),
-                Err(error) if colour == champion => return Err(unservable(name, &placed.version, error)),
-                Err(error) => {
-                    tracing::error!(model = name, version = placed.version, cause = %error, "the idle model is not loaded");
-                    held.unloaded = Some(error.to_string());
-                }
-            }
-        }
-        held.watch();
-        Ok(held)
-    }
-
     /// The same as [`held`](Self::held), if nobody has it.
     pub(super) fn try_held(&self) -> Option<MutexGuard<'_, Held>> {
         match self.held.try_lock() {
@@ -260,7 +191,7 @@ impl Deck {
 
 /// The key of a request, if it has one.
 #[derive(Debug)]
-struct Asked(Option<String>);
+pub(super) struct Asked(Option<String>);
 
 /// The one place for staging, given back when it is dropped.
 pub(super) struct Staging<'d>(&'d Mutex<Option<Asked>>);
@@ -269,37 +200,6 @@ impl Drop for Staging<'_> {
     fn drop(&mut self) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
-}
-
-fn unservable(name: &str, version: &str, source: crate::model::Error) -> Error {
-    Error::Unservable { name: name.to_owned(), version: version.to_owned(), source: Box::new(source) }
-}
-
-fn warn_of_differences(name: &str, version: &str, policy: &Policy, slots: &Slots) {
-    let champion = slots.placed(slots.champion()).map_or("", |placed| &placed.version);
-    if champion != version {
-        tracing::warn!(
-            model = name,
-            champion,
-            configured = version,
-            "the slots of the ledger count, not the configuration"
-        );
-    }
-    if slots.policy != shelf::policy_ref(policy) {
-        tracing::warn!(
-            model = name,
-            in_force = slots.policy.digest,
-            "the policy of the ledger counts, not the file; apply that one to change it"
-        );
-    }
-}
-
-/// The policy that was in force under `digest`.
-pub(super) fn policy_of_record(ledger: &Ledger, digest: &str) -> Result<Policy, Error> {
-    let document = ledger
-        .policy(digest)?
-        .ok_or_else(|| ledger::Error::Broken(format!("the policy {digest} that is in force is not there")))?;
-    shelf::parse_policy(&document).map_err(Error::Refused)
 }
 
 impl Engine {

@@ -33,6 +33,7 @@ const STREAM_ROWS: usize = 512;
 /// whole; `application/x-ndjson` is one customer a line, answered line by line while the request still comes in.
 #[utoipa::path(
     post, path = "/v1/score/batch", tag = "score", operation_id = "score_batch",
+    params(extract::Asked),
     request_body(content((Vec<wire::Customer> = "application/json"), (String = "application/x-ndjson"))),
     responses(
         (status = 200, description = "An answer per row, in order", content((wire::Batch = "application/json"), (String = "application/x-ndjson"))),
@@ -42,10 +43,11 @@ const STREAM_ROWS: usize = 512;
 )]
 pub(super) async fn score_batch(
     state: State<Shared>,
+    asked: extract::Query,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response<Body>, Problem> {
-    answer(state, None, headers, body).await
+    answer(state, None, asked, headers, body).await
 }
 
 /// Score many customers with a model
@@ -53,7 +55,7 @@ pub(super) async fn score_batch(
 /// As `/v1/score/batch`.
 #[utoipa::path(
     post, path = "/v1/models/{model}/score/batch", tag = "score", operation_id = "score_batch_with_model",
-    params(("model" = String, Path, description = "The name of a model in service")),
+    params(("model" = String, Path, description = "The name of a model in service"), extract::Asked),
     request_body(content((Vec<wire::Customer> = "application/json"), (String = "application/x-ndjson"))),
     responses(
         (status = 200, description = "An answer per row, in order", content((wire::Batch = "application/json"), (String = "application/x-ndjson"))),
@@ -65,28 +67,28 @@ pub(super) async fn score_batch(
 pub(super) async fn score_batch_with_model(
     state: State<Shared>,
     model: Result<Path<String>, PathRejection>,
+    asked: extract::Query,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response<Body>, Problem> {
-    answer(state, Some(&model?.0), headers, body).await
+    answer(state, Some(&model?.0), asked, headers, body).await
 }
 
 async fn answer(
     State(shared): State<Shared>,
     model: Option<&str>,
+    asked: extract::Query,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response<Body>, Problem> {
     let serving = shared.engine.serving(model)?;
     let media_type = extract::media_type(&headers, &[extract::JSON, extract::NDJSON])?;
     let addressed = extract::arm(&shared, &headers)?;
-    let permit =
-        shared.batches.clone().try_acquire_owned().map_err(|_| {
-            Problem::new(Code::Overloaded, "too many batches are being answered; try again after a second")
-        })?;
+    let top = extract::top(asked)?;
+    let permit = shared.long_work()?;
     // The outermost layer made sure that there is one.
     let request_id = headers.get(REQUEST_ID).cloned().unwrap_or_else(|| HeaderValue::from_static("-"));
-    let job = Job { request_id, shared, serving, addressed };
+    let job = Job { request_id, shared, serving, addressed, top };
     let mut response = if media_type == extract::NDJSON {
         Response::new(job.stream(body, permit))
     } else {
@@ -112,6 +114,8 @@ struct Job {
     shared: Shared,
     serving: Arc<Serving>,
     addressed: Option<Arm>,
+    /// How many reasons the address asks for.
+    top: Option<usize>,
 }
 
 impl Job {
@@ -206,7 +210,8 @@ impl Job {
             return Err(row_too_large(limits.body_bytes_max));
         }
         let value = json::parse(row, limits.depth_max)?;
-        extract::record(value, |record| self.shared.engine.violations(&self.serving, record)).map_err(Problem::invalid)
+        extract::record(value, self.top, |record| self.shared.engine.violations(&self.serving, record))
+            .map_err(Problem::invalid)
     }
 
     fn write_problem(&self, text: &mut Vec<u8>, problem: &Problem) {

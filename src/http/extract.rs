@@ -1,10 +1,11 @@
-//! From the bytes of a body to a record: media type, size, time, JSON, and the envelope `{customer_id, features, context?}`.
+//! From the bytes of a body to a record: media type, size, time, JSON, and the envelope `{customer_id, features, context?, explain?}`.
 //! Whether the features are legal is the model's business.
 
 use std::collections::HashSet;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
+use axum::extract::rejection::QueryRejection;
 use axum::http::HeaderMap;
 use axum::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -14,6 +15,7 @@ use super::problem::{Code, Problem};
 use crate::domain::decision::Arm;
 use crate::domain::nearest::nearest;
 use crate::domain::policy_fit::audit_violations;
+use crate::domain::reason::{REASONS_DEFAULT, REASONS_MAX};
 use crate::domain::record::{Entries, Record, Value};
 use crate::domain::violation::{self, LISTED_MAX, Violation, pointer};
 
@@ -65,14 +67,15 @@ pub(super) async fn whole(
     }
 }
 
-/// The record in a body. Where the envelope is broken, `check` is asked for the violations of the features that could be
+/// The record in a body, with the reasons that the address asks for by `top`, or the body by `explain`. Where the envelope is broken, `check` is asked for the violations of the features that could be
 /// read, so that everything is told at once.
 pub(super) fn record<'a>(
     value: Value<'a>,
+    top: Option<usize>,
     check: impl FnOnce(&Record<'a>) -> Vec<Violation>,
 ) -> Result<Record<'a>, Vec<Violation>> {
     let mut violations = Vec::new();
-    let (mut customer_id, mut features, mut context) = (None, None, None);
+    let (mut customer_id, mut features, mut context, mut explain) = (None, None, None, None);
     match value {
         Value::Map(entries) => {
             for (key, value) in entries {
@@ -80,10 +83,11 @@ pub(super) fn record<'a>(
                     "customer_id" => &mut customer_id,
                     "features" => &mut features,
                     "context" => &mut context,
+                    "explain" => &mut explain,
                     unknown => {
                         if violations.len() < LISTED_MAX {
-                            let meant = nearest(unknown, ["customer_id", "features", "context"]);
-                            let known = "customer_id, features or context";
+                            let meant = nearest(unknown, ["customer_id", "features", "context", "explain"]);
+                            let known = "customer_id, features, context or explain";
                             let violation = Violation::new(pointer("", unknown), violation::Code::UnknownName, known);
                             violations.push(violation.or_nearest(meant));
                         }
@@ -120,7 +124,16 @@ pub(super) fn record<'a>(
         repeated(&context, "/context", &mut violations);
         violations.extend(audit_violations(&context));
     }
-    let record = Record { customer_id, features, context };
+    let explain = match explain {
+        None | Some(Value::Null | Value::Bool(false)) => false,
+        Some(Value::Bool(true)) => true,
+        Some(_) => {
+            violations.push(Violation::new("/explain", violation::Code::WrongType, "true or false"));
+            false
+        }
+    };
+    let reasons = if explain { top.unwrap_or(REASONS_DEFAULT) } else { top.unwrap_or(0) };
+    let record = Record { customer_id, features, context, reasons };
     if violations.is_empty() {
         return Ok(record);
     }
@@ -153,6 +166,31 @@ fn repeated(entries: &Entries, place: &str, violations: &mut Vec<Violation>) {
         if !seen.insert(key) && violations.len() < LISTED_MAX {
             violations.push(Violation::new(here, violation::Code::Duplicate, "one value"));
         }
+    }
+}
+
+/// The query of `POST /v1/score` and of batches.
+#[derive(Debug, Clone, Copy, Default, serde::Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct Asked {
+    /// How many reasons to give for each score. Without it: 3 where the body says `explain: true`, else none.
+    #[param(required = false, nullable = false, minimum = 1, maximum = 50)]
+    top: Option<usize>,
+}
+
+/// The query as axum gives it to a handler.
+pub(super) type Query = Result<axum::extract::Query<Asked>, QueryRejection>;
+
+/// How many reasons the address asks for.
+pub(super) fn top(query: Query) -> Result<Option<usize>, Problem> {
+    let axum::extract::Query(asked) = query?;
+    match asked.top {
+        Some(top) if !(1..=REASONS_MAX).contains(&top) => {
+            let expected = format!("a whole number from 1 to {REASONS_MAX}");
+            Err(Problem::invalid(vec![Violation::new("/top", violation::Code::OutOfRange, expected)]))
+        }
+        top => Ok(top),
     }
 }
 

@@ -17,6 +17,7 @@ mod server;
 mod slots;
 mod trace;
 mod wire;
+mod wire_reasons;
 mod wire_records;
 mod wire_slots;
 
@@ -144,6 +145,12 @@ impl Shared {
         }))
     }
 
+    /// Leave for long work, as much at a time as there may be batches.
+    fn long_work(&self) -> Result<tokio::sync::OwnedSemaphorePermit, Problem> {
+        let full = |_| Problem::new(Code::Overloaded, "too many batches are being answered; try again after a second");
+        self.batches.clone().try_acquire_owned().map_err(full)
+    }
+
     /// The share of requests that get a line in the log, 0 to 1.
     fn request_share(&self) -> f64 {
         f64::from_bits(self.request_share.load(Ordering::Relaxed))
@@ -181,7 +188,7 @@ pub fn contract_yaml(admin: bool) -> String {
 /// Errors: why it is none, without a piece of it.
 pub fn read_record(body: &[u8]) -> Result<crate::domain::record::Record<'_>, String> {
     let value = json::parse(body, 64).map_err(|_| "its inputs are not JSON".to_owned())?;
-    extract::record(value, |_| Vec::new()).map_err(|_| "its inputs are no customer".to_owned())
+    extract::record(value, None, |_| Vec::new()).map_err(|_| "its inputs are no customer".to_owned())
 }
 
 /// Every route of the data plane that the contract tells of.

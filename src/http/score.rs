@@ -1,8 +1,9 @@
 //! `POST /v1/score`: one customer, decided on the thread that read the request.
 
+use std::sync::Arc;
 use std::time::Instant;
 
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::header::{CONTENT_TYPE, HeaderValue};
@@ -11,12 +12,14 @@ use axum::http::{HeaderMap, Response};
 use super::layers::Timing;
 use super::problem::{self, Problem};
 use super::wire::{self, Scratch};
-use super::{Shared, extract, json};
-use crate::engine;
+use super::{Shared, blocking, extract, json};
+use crate::domain::decision::{Arm, Decision};
+use crate::engine::{self, Receipt, Serving, Stages};
 
 /// Score one customer with the default model
 #[utoipa::path(
     post, path = "/v1/score", tag = "score", operation_id = "score",
+    params(extract::Asked),
     request_body(content = wire::Customer, content_type = "application/json"),
     responses(
         (status = 200, description = "The decision", body = wire::Decision, content_type = "application/json"),
@@ -24,14 +27,19 @@ use crate::engine;
         problem::Refused,
     )
 )]
-pub(super) async fn score(state: State<Shared>, headers: HeaderMap, body: Body) -> Result<Response<Body>, Problem> {
-    answer(state, None, headers, body).await
+pub(super) async fn score(
+    state: State<Shared>,
+    asked: extract::Query,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response<Body>, Problem> {
+    answer(state, None, asked, headers, body).await
 }
 
 /// Score one customer with a model
 #[utoipa::path(
     post, path = "/v1/models/{model}/score", tag = "score", operation_id = "score_with_model",
-    params(("model" = String, Path, description = "The name of a model in service")),
+    params(("model" = String, Path, description = "The name of a model in service"), extract::Asked),
     request_body(content = wire::Customer, content_type = "application/json"),
     responses(
         (status = 200, description = "The decision", body = wire::Decision, content_type = "application/json"),
@@ -43,30 +51,37 @@ pub(super) async fn score(state: State<Shared>, headers: HeaderMap, body: Body) 
 pub(super) async fn score_with_model(
     state: State<Shared>,
     model: Result<Path<String>, PathRejection>,
+    asked: extract::Query,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response<Body>, Problem> {
-    answer(state, Some(&model?.0), headers, body).await
+    answer(state, Some(&model?.0), asked, headers, body).await
 }
 
 async fn answer(
     State(shared): State<Shared>,
     model: Option<&str>,
+    asked: extract::Query,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response<Body>, Problem> {
     let serving = shared.engine.serving(model)?;
     extract::media_type(&headers, &[extract::JSON])?;
     let addressed = extract::arm(&shared, &headers)?;
+    let top = extract::top(asked)?;
     let limits = &shared.limits;
     let body = extract::whole(&headers, body, limits.body_bytes_max, limits.body_timeout()).await?;
 
     let begun = Instant::now();
     let value = json::parse(&body, limits.depth_max)?;
     let record =
-        extract::record(value, |record| shared.engine.violations(&serving, record)).map_err(Problem::invalid)?;
+        extract::record(value, top, |record| shared.engine.violations(&serving, record)).map_err(Problem::invalid)?;
     let parse = begun.elapsed();
-    let (decision, stages, receipt) = shared.engine.decide(&serving, &record, &body, addressed)?;
+    let (decision, stages, receipt) = if record.reasons > 0 && !serving.explains_quickly() {
+        decide_aside(&shared, &serving, &body, top, addressed).await?
+    } else {
+        shared.engine.decide(&serving, &record, &body, addressed)?
+    };
     // Both stand in the connection's buffer: while they are held over an await, it has to allocate another one to go on.
     drop(record);
     drop((body, headers));
@@ -82,4 +97,24 @@ async fn answer(
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(extract::JSON));
     response.extensions_mut().insert(Timing { parse, stages, ledger, single: true });
     Ok(response)
+}
+
+/// Decides on the record in `body` on a thread for long work: to explain it takes thousands of runs of the graph. As many at a time as there
+/// may be batches.
+async fn decide_aside(
+    shared: &Shared,
+    serving: &Arc<Serving>,
+    body: &Bytes,
+    top: Option<usize>,
+    addressed: Option<Arm>,
+) -> Result<(Decision, Stages, Receipt), Problem> {
+    let permit = shared.long_work()?;
+    let (shared, serving, body) = (shared.clone(), serving.clone(), body.clone());
+    blocking(move || {
+        let _permit = permit;
+        let value = json::parse(&body, shared.limits.depth_max)?;
+        let record = extract::record(value, top, |_| Vec::new()).map_err(Problem::invalid)?;
+        Ok(shared.engine.decide(&serving, &record, &body, addressed)?)
+    })
+    .await?
 }

@@ -6,6 +6,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::problem;
+use super::wire_reasons::{Base, Reason};
 use crate::domain::{decision, policy};
 use crate::engine;
 
@@ -22,6 +23,9 @@ pub(super) struct Customer {
     features: BTreeMap<String, FeatureValue>,
     #[schema(schema_with = context, required = false)]
     context: Option<BTreeMap<String, FeatureValue>>,
+    /// Whether to give the reasons of the score: 3 of them, or as many as the query says by `top`.
+    #[schema(required = false)]
+    explain: Option<bool>,
 }
 
 /// The contract of `context`; a derive has no word for its bound.
@@ -79,6 +83,14 @@ pub(super) struct Decision<'d> {
     /// The content hash of the policy: the first 16 digits of the document's sha256.
     #[schema(value_type = String)]
     policy_version: &'d str,
+    /// What the reasons begin from. Only where reasons were asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    base: Option<Base>,
+    /// What moved this score most, the greatest first. Only where reasons were asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    reasons: Option<Vec<Reason<'d>>>,
 }
 
 /// An action with what it costs and what it is expected to do.
@@ -275,6 +287,8 @@ impl<'d> Decision<'d> {
             rules: decision.rules(),
             model: Model { name: &decision.model.name, version: &decision.model.version, arm: decision.arm },
             policy_version: decision.policy.version(),
+            base: decision.explanation.as_deref().map(Base::new),
+            reasons: decision.explanation.as_deref().map(Reason::all),
         }
     }
 }

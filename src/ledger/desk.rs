@@ -27,16 +27,6 @@ pub(super) struct Known {
     digest: [u8; 32],
 }
 
-/// What the entry of a decision says beyond its columns. Most say nothing.
-fn body(decision: &Decision) -> Result<Cow<'static, str>, Error> {
-    if decision.policy.is_plain() {
-        return Ok("{}".into());
-    }
-    let Decision { policy, tier, value_at_stake, trace, choice, .. } = decision;
-    let text = serde_json::to_string(&Extra::of(policy, *tier, *value_at_stake, trace, choice));
-    text.map(Cow::Owned).map_err(|error| Error::Broken(error.to_string()))
-}
-
 /// All that the writer has besides the database, so that a transaction can borrow that and work with this.
 pub(super) struct Desk {
     pub(super) keys: Arc<ArcSwap<Keys>>,
@@ -90,7 +80,7 @@ impl Desk {
     ) -> Result<(), Error> {
         let keys = self.keys.load_full();
         // What an entry borrows.
-        let (id, version, digest);
+        let (id, version, digest, extra);
         let (entry, row) = match draft {
             Draft::Decision { decision, pseudonym, inputs } => {
                 let row;
@@ -99,6 +89,7 @@ impl Desk {
                 id = decision.id.bytes();
                 let sealed = keys::seal_inputs(&key, self.nonces.next(), &id, inputs, self.options.inputs)?;
                 digest = sealed.digest;
+                extra = Extra::text(decision)?;
                 let tier = decision.tier();
                 let answer = Answer {
                     score: decision.score.value(),
@@ -114,7 +105,7 @@ impl Desk {
                     customer: Some(pseudonym.as_slice().into()),
                     version: Some(version.as_slice().into()),
                     answer: Some(answer),
-                    body: body(decision)?,
+                    body: extra.as_ref().into(),
                     digest: Some(digest.as_slice().into()),
                     sealed: sealed.ciphertext.map(Cow::Owned),
                     key_version: keys.version(),

@@ -13,6 +13,7 @@ use crate::domain::assessment::{Choice, Trace};
 use crate::domain::decision::{Decision, ModelId};
 use crate::domain::id::DecisionId;
 use crate::domain::policy::Policy;
+use crate::domain::reason;
 
 /// What happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,6 +111,27 @@ pub struct Reason {
     pub code: String,
     /// Its contribution in log-odds.
     pub shap: f64,
+}
+
+impl Extra {
+    /// What `decision` says beyond its columns, as a JSON object. Most say nothing.
+    pub(super) fn text(decision: &Decision) -> Result<Cow<'static, str>, super::Error> {
+        let Decision { policy, tier, value_at_stake, trace, choice, explanation, .. } = decision;
+        if policy.is_plain() && explanation.is_none() {
+            return Ok("{}".into());
+        }
+        let mut extra = Self::of(policy, *tier, *value_at_stake, trace, choice);
+        extra.reasons = explanation.as_ref().map(|explanation| {
+            let reasons = explanation.reasons.iter();
+            let reason = |reason: &reason::Reason| Reason {
+                code: explanation.book.words(reason.feature).code.clone(),
+                shap: reason.log_odds,
+            };
+            reasons.map(reason).collect()
+        });
+        let text = serde_json::to_string(&extra).map_err(|error| super::Error::Broken(error.to_string()))?;
+        Ok(text.into())
+    }
 }
 
 /// What was answered, in columns of its own so that ordinary tools can count it.

@@ -9,6 +9,8 @@ use crate::domain::card::GraphShape;
 const DOMAINS: [&str; 3] = ["", "ai.onnx", "ai.onnx.ml"];
 /// `TensorProto.DataType.FLOAT`.
 const FLOAT: i32 = 1;
+/// `TensorProto.DataType.DOUBLE`.
+const DOUBLE: i32 = 11;
 /// `TensorProto.DataLocation.EXTERNAL`.
 const EXTERNAL: i32 = 1;
 
@@ -35,11 +37,11 @@ struct FunctionProto {
 }
 
 #[derive(Message)]
-struct GraphProto {
+pub(super) struct GraphProto {
     #[prost(message, repeated, tag = "1")]
-    node: Vec<NodeProto>,
+    pub(super) node: Vec<NodeProto>,
     #[prost(message, repeated, tag = "5")]
-    initializer: Vec<TensorProto>,
+    pub(super) initializer: Vec<TensorProto>,
     #[prost(message, repeated, tag = "11")]
     input: Vec<ValueInfoProto>,
     #[prost(message, repeated, tag = "12")]
@@ -47,33 +49,73 @@ struct GraphProto {
 }
 
 #[derive(Message)]
-struct NodeProto {
+pub(super) struct NodeProto {
+    #[prost(string, repeated, tag = "1")]
+    pub(super) input: Vec<String>,
+    #[prost(string, repeated, tag = "2")]
+    pub(super) output: Vec<String>,
     #[prost(string, tag = "4")]
-    op_type: String,
+    pub(super) op_type: String,
     #[prost(message, repeated, tag = "5")]
-    attribute: Vec<AttributeProto>,
+    pub(super) attribute: Vec<AttributeProto>,
     #[prost(string, tag = "7")]
-    domain: String,
+    pub(super) domain: String,
 }
 
 #[derive(Message)]
-struct AttributeProto {
+pub(super) struct AttributeProto {
+    #[prost(string, tag = "1")]
+    pub(super) name: String,
+    #[prost(int64, tag = "3")]
+    pub(super) i: i64,
+    #[prost(bytes = "vec", tag = "4")]
+    pub(super) s: Vec<u8>,
     #[prost(message, optional, tag = "5")]
-    t: Option<TensorProto>,
+    pub(super) t: Option<TensorProto>,
     #[prost(message, optional, tag = "6")]
-    g: Option<GraphProto>,
+    pub(super) g: Option<GraphProto>,
+    #[prost(float, repeated, tag = "7")]
+    pub(super) floats: Vec<f32>,
+    #[prost(int64, repeated, tag = "8")]
+    pub(super) ints: Vec<i64>,
+    #[prost(bytes = "vec", repeated, tag = "9")]
+    pub(super) strings: Vec<Vec<u8>>,
     #[prost(message, repeated, tag = "10")]
-    tensors: Vec<TensorProto>,
+    pub(super) tensors: Vec<TensorProto>,
     #[prost(message, repeated, tag = "11")]
-    graphs: Vec<GraphProto>,
+    pub(super) graphs: Vec<GraphProto>,
 }
 
 #[derive(Message)]
-struct TensorProto {
+pub(super) struct TensorProto {
+    #[prost(int32, tag = "2")]
+    data_type: i32,
+    #[prost(float, repeated, tag = "4")]
+    float_data: Vec<f32>,
+    #[prost(string, tag = "8")]
+    pub(super) name: String,
+    #[prost(bytes = "vec", tag = "9")]
+    raw_data: Vec<u8>,
+    #[prost(double, repeated, tag = "10")]
+    double_data: Vec<f64>,
     #[prost(message, repeated, tag = "13")]
     external_data: Vec<StringStringEntryProto>,
     #[prost(int32, tag = "14")]
     data_location: i32,
+}
+
+impl TensorProto {
+    /// Its numbers, where they are float32 or float64.
+    pub(super) fn numbers(&self) -> Option<Vec<f64>> {
+        let raw = &self.raw_data;
+        match self.data_type {
+            FLOAT if raw.is_empty() => Some(self.float_data.iter().map(|number| f64::from(*number)).collect()),
+            FLOAT => Some(raw.as_chunks().0.iter().map(|bytes| f64::from(f32::from_le_bytes(*bytes))).collect()),
+            DOUBLE if raw.is_empty() => Some(self.double_data.clone()),
+            DOUBLE => Some(raw.as_chunks().0.iter().map(|bytes| f64::from_le_bytes(*bytes)).collect()),
+            _ => None,
+        }
+    }
 }
 
 #[derive(Message)]
@@ -115,6 +157,11 @@ struct DimensionProto {
     /// Absent for a free dimension.
     #[prost(int64, optional, tag = "1")]
     dim_value: Option<i64>,
+}
+
+/// The graph in `bytes`, which [`problems`] has judged.
+pub(super) fn decode(bytes: &[u8]) -> Option<GraphProto> {
+    ModelProto::decode(bytes).ok()?.graph
 }
 
 /// Every way in which the graph in `bytes` is not what `shape` says or uses what a bundle may not, as sentences.
@@ -210,7 +257,7 @@ mod tests {
     }
 
     fn node(domain: &str) -> NodeProto {
-        NodeProto { op_type: "Op".into(), attribute: vec![], domain: domain.into() }
+        NodeProto { op_type: "Op".into(), domain: domain.into(), ..NodeProto::default() }
     }
 
     #[test]
@@ -224,7 +271,7 @@ mod tests {
         assert!(check(model(tensor("input", 8, 3), node(""), vec![])).contains("not float32"));
         assert!(check(model(tensor("x", FLOAT, 3), node(""), vec![])).contains("\"x\""));
         assert!(check(model(tensor("input", FLOAT, 3), node("com.evil"), vec![])).contains("com.evil.Op"));
-        let external = TensorProto { external_data: vec![], data_location: EXTERNAL };
+        let external = TensorProto { data_location: EXTERNAL, ..TensorProto::default() };
         assert!(check(model(tensor("input", FLOAT, 3), node(""), vec![external])).contains("another file"));
         assert!(check(b"{}".to_vec()).contains("not an ONNX file"));
         assert!(check(vec![]).contains("holds no graph"));

@@ -2,10 +2,12 @@
 
 mod bundle;
 mod elf;
+mod explain;
 mod graph;
 mod lanes;
 mod probe;
 mod session;
+mod trees;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -20,6 +22,7 @@ use crate::domain::card::Card;
 use crate::domain::decision::ModelId;
 use crate::domain::feature::Scalar;
 use crate::domain::golden;
+use crate::domain::reason::{Book, Contributions, Method};
 use crate::domain::schema::Schema;
 use crate::domain::score::{Platt, Score};
 
@@ -99,6 +102,8 @@ pub struct Model {
     lanes: lanes::Lanes,
     graph_bytes: usize,
     probe: Probe,
+    explainer: explain::Explainer,
+    book: Arc<Book>,
 }
 
 impl Model {
@@ -113,11 +118,25 @@ impl Model {
         let lanes = lanes::Lanes::new(runtime, &bundle, options.lanes)?;
         let platt = Platt { a: bundle.card.calibration.a, b: bundle.card.calibration.b };
         let probe = probe::probe(&id, &bundle, &lanes, platt, options.row_p99_us_max)?;
+        let explainer = explain::Explainer::new(&bundle, platt);
         let Bundle { card, baseline, mut golden, schema, graph, .. } = bundle;
         let graph_bytes = graph.len();
         // Opening the bundle made sure that there are some.
         let example = golden.rows.swap_remove(0);
-        Ok(Self { id: Arc::new(id), card, baseline, example, schema, platt, lanes, graph_bytes, probe })
+        let book = Arc::new(Book::new(&card.features, &baseline));
+        Ok(Self {
+            id: Arc::new(id),
+            card,
+            baseline,
+            example,
+            schema,
+            platt,
+            lanes,
+            graph_bytes,
+            probe,
+            explainer,
+            book,
+        })
     }
 
     /// Its name and version.
@@ -165,6 +184,26 @@ impl Model {
         let mut score = None;
         self.lanes.run(row, |probability| score = self.platt.calibrate(probability))?;
         score.ok_or(Error::NotAProbability)
+    }
+
+    /// What each feature adds to the score of `row`, on the calling thread.
+    pub fn explain(&self, row: &[f32]) -> Result<Contributions, Error> {
+        self.explainer.explain(row, &self.lanes)
+    }
+
+    /// Whether [`explain`](Self::explain) takes microseconds, so that it can be done on the thread of a request. If not, some 10 ms.
+    pub fn explains_quickly(&self) -> bool {
+        self.explainer.is_quick()
+    }
+
+    /// How [`explain`](Self::explain) does it.
+    pub fn explained_by(&self) -> Method {
+        self.explainer.method()
+    }
+
+    /// The words of its features.
+    pub fn book(&self) -> &Arc<Book> {
+        &self.book
     }
 
     /// The scores of `rows`, row-major, as one run of the graph; a place is `None` where the answer is no probability.

@@ -10,6 +10,7 @@ mod limits;
 mod outcomes;
 mod policy;
 mod problems;
+mod reasons;
 mod score;
 mod service;
 mod slots;

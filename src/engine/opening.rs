@@ -1,0 +1,114 @@
+//! How a deck begins, or comes back after a restart: what the ledger remembers of a name counts more than the configuration. What
+//! happens to it then is in `slots`.
+
+use std::sync::{Arc, Mutex};
+
+use super::shelf;
+use super::slots::{Deck, Held, SERVICE, place};
+use super::{Engine, Entry, Error};
+use crate::domain::policy::Policy;
+use crate::domain::slots::Slots;
+use crate::ledger::{self, Change, Ledger};
+
+impl Deck {
+    /// The deck of `entry`: as the ledger has its slots, or, where it has none or `resume` is off, with the model and policy of the
+    /// configuration.
+    ///
+    /// Errors: a champion that cannot be loaded as it was. An idle model that cannot keeps its place, and is tried again when a move
+    /// needs it.
+    pub(super) fn open(entry: Entry, engine: &Engine, resume: bool) -> Result<Self, Error> {
+        let Entry { name, version, policy } = entry;
+        let known = match &engine.ledger {
+            Some(ledger) if resume => ledger.slots(&name)?.map(|slots| (slots, ledger)),
+            _ => None,
+        };
+        let held = match known {
+            Some((slots, ledger)) => {
+                warn_of_differences(&name, &version, &policy, &slots);
+                Self::resume(&name, slots, ledger, engine)?
+            }
+            None => Self::begin(&name, &version, policy, engine)?,
+        };
+        Ok(Self { name, held: Mutex::new(held), staging: Mutex::new(None) })
+    }
+
+    fn begin(name: &str, version: &str, policy: Arc<Policy>, engine: &Engine) -> Result<Held, Error> {
+        let model = engine.shelf.load(name, version).map_err(|source| unservable(name, version, source))?;
+        model.fits(&policy).map_err(Error::Refused)?;
+        let digest = model.model.digest().to_owned();
+        let reference = shelf::policy_ref(&policy);
+        let slots = Slots::new(version.to_owned(), digest, reference.clone(), engine.now_ms());
+        if let Some(ledger) = &engine.ledger {
+            ledger.change(Change {
+                model: name.to_owned(),
+                verb: "begin".to_owned(),
+                by: SERVICE.to_owned(),
+                why: "the configuration names it".to_owned(),
+                result: format!("{version} is the champion"),
+                slots: Some(slots.clone()),
+                policy: Some((reference.digest, policy.document().to_owned())),
+                request: None,
+            })?;
+        }
+        let loaded = [Some(model), None];
+        Ok(Held::new(slots, loaded, policy))
+    }
+
+    fn resume(name: &str, slots: Slots, ledger: &Ledger, engine: &Engine) -> Result<Held, Error> {
+        let policy = Arc::new(policy_of_record(ledger, &slots.policy.digest)?);
+        let before = slots.policy_before.as_ref().map(|before| policy_of_record(ledger, &before.digest));
+        let mut held = Held::new(slots, [None, None], policy);
+        held.policy_before = before.transpose()?.map(Arc::new);
+        let champion = held.slots.champion();
+        for colour in [champion, champion.other()] {
+            let Some(placed) = held.slots.placed(colour) else { continue };
+            let model = engine.shelf.load_as(name, placed).and_then(|loaded| {
+                let path = engine.shelf.dir.join(name).join(&placed.version);
+                let fits = loaded.fits(&held.policy);
+                fits.map_err(|problems| crate::model::Error::Bundle { path, problems })?;
+                Ok(loaded)
+            });
+            match model {
+                Ok(model) => held.loaded[place(colour)] = Some(model),
+                Err(error) if colour == champion => return Err(unservable(name, &placed.version, error)),
+                Err(error) => {
+                    tracing::error!(model = name, version = placed.version, cause = %error, "the idle model is not loaded");
+                    held.unloaded = Some(error.to_string());
+                }
+            }
+        }
+        held.watch();
+        Ok(held)
+    }
+}
+
+fn unservable(name: &str, version: &str, source: crate::model::Error) -> Error {
+    Error::Unservable { name: name.to_owned(), version: version.to_owned(), source: Box::new(source) }
+}
+
+fn warn_of_differences(name: &str, version: &str, policy: &Policy, slots: &Slots) {
+    let champion = slots.placed(slots.champion()).map_or("", |placed| &placed.version);
+    if champion != version {
+        tracing::warn!(
+            model = name,
+            champion,
+            configured = version,
+            "the slots of the ledger count, not the configuration"
+        );
+    }
+    if slots.policy != shelf::policy_ref(policy) {
+        tracing::warn!(
+            model = name,
+            in_force = slots.policy.digest,
+            "the policy of the ledger counts, not the file; apply that one to change it"
+        );
+    }
+}
+
+/// The policy that was in force under `digest`.
+fn policy_of_record(ledger: &Ledger, digest: &str) -> Result<Policy, Error> {
+    let document = ledger
+        .policy(digest)?
+        .ok_or_else(|| ledger::Error::Broken(format!("the policy {digest} that is in force is not there")))?;
+    shelf::parse_policy(&document).map_err(Error::Refused)
+}
