@@ -8,6 +8,11 @@ use crate::domain::money::Money;
 use crate::domain::outcome::AMOUNT_MAX;
 use crate::ledger::{Inputs, Recorded, RecordedOutcome};
 
+/// A time on record, milliseconds since 1970, as every answer writes it: UTC, to the millisecond.
+pub(super) fn time(ms: i64) -> String {
+    format!("{:.3}", jiff::Timestamp::from_millisecond(ms).unwrap_or_default())
+}
+
 /// A decision as it was recorded.
 #[derive(Serialize, ToSchema)]
 pub(super) struct DecisionRecord {
@@ -16,7 +21,7 @@ pub(super) struct DecisionRecord {
     decision_id: String,
     /// When the decision was made.
     #[schema(value_type = String, format = DateTime)]
-    decided_at: jiff::Timestamp,
+    decided_at: String,
     /// The number of its record.
     seq: i64,
     /// The first 16 digits of the record's link in the chain.
@@ -68,10 +73,10 @@ pub(super) struct OutcomeRecord {
     outcome_id: String,
     /// When it occurred.
     #[schema(value_type = String, format = DateTime)]
-    occurred_at: jiff::Timestamp,
+    occurred_at: String,
     /// When it was put on record.
     #[schema(value_type = String, format = DateTime)]
-    recorded_at: jiff::Timestamp,
+    recorded_at: String,
     /// The number of its record.
     seq: i64,
     /// Whether the customer left or stayed.
@@ -254,7 +259,7 @@ impl From<Recorded> for DecisionRecord {
     fn from(recorded: Recorded) -> Self {
         Self {
             decision_id: recorded.id.to_string(),
-            decided_at: jiff::Timestamp::from_millisecond(recorded.decided_at_ms).unwrap_or_default(),
+            decided_at: time(recorded.decided_at_ms),
             seq: recorded.seq,
             link: recorded.link,
             customer: recorded.customer,
@@ -290,7 +295,6 @@ impl From<Recorded> for DecisionRecord {
 
 impl From<RecordedOutcome> for OutcomeRecord {
     fn from(recorded: RecordedOutcome) -> Self {
-        let time = |ms| jiff::Timestamp::from_millisecond(ms).unwrap_or_default();
         let facts = recorded.facts;
         Self {
             outcome_id: recorded.id.to_string(),

@@ -3,6 +3,7 @@
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::wire_records::time;
 use crate::domain::comparison::Comparison;
 use crate::domain::guardrail::{Reading, Verdict};
 use crate::domain::rollout;
@@ -193,10 +194,6 @@ pub(super) struct Recorded {
     why: String,
     /// What became of it.
     result: String,
-}
-
-fn time(ms: i64) -> String {
-    format!("{:.3}", jiff::Timestamp::from_millisecond(ms).unwrap_or_default())
 }
 
 impl From<Standing> for Slots {

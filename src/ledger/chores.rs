@@ -27,7 +27,7 @@ impl Writer {
         let mut more = false;
         let mut failed = None;
         let scrubbed = self.scrub().map(|()| false);
-        let indexed = if time { self.index() } else { Ok(true) };
+        let indexed = if time { self.index(STEP) } else { Ok(true) };
         for (what, step) in
             [("scrub", scrubbed), ("index", indexed), ("rewrap", self.rewrap()), ("forget", self.forget())]
         {
@@ -52,19 +52,23 @@ impl Writer {
         }
     }
 
-    /// Brings the index of customers up to date. Its places are all over the table, so that one entry of it costs as much
-    /// as the record itself: it is not written with it.
-    pub(super) fn index(&mut self) -> Result<bool, Error> {
+    /// Brings the index of customers up to date, by `step` entries of one segment. A row of it may go to any page of its segment, so a
+    /// few together cost a page each and many share them: the index is not written with the record, but behind it.
+    pub(super) fn index(&mut self, step: i64) -> Result<bool, Error> {
         let indexed = self.indexed;
         if indexed >= self.desk.head.seq {
             return Ok(false);
         }
-        let through = (indexed + STEP).min(self.desk.head.seq);
+        let segment = (indexed + 1) >> store::SEGMENT_BITS;
+        let end_of_segment = ((segment + 1) << store::SEGMENT_BITS) - 1;
+        let through = (indexed + step).min(self.desk.head.seq).min(end_of_segment);
         let transaction = self.database.transaction()?;
-        transaction.execute(
-            "INSERT OR IGNORE INTO customer_entry SELECT customer, seq FROM entry WHERE seq > ?1 AND seq <= ?2 AND customer IS NOT NULL ORDER BY customer, seq",
-            params![indexed, through],
+        let mut statement = transaction.prepare_cached(
+            "INSERT OR IGNORE INTO customer_entry SELECT seq >> ?3, customer, seq FROM entry
+             WHERE seq > ?1 AND seq <= ?2 AND customer IS NOT NULL ORDER BY customer, seq",
         )?;
+        statement.execute(params![indexed, through, store::SEGMENT_BITS])?;
+        drop(statement);
         store::set_meta(&transaction, "indexed", &through.to_le_bytes())?;
         transaction.commit()?;
         self.indexed = through;
@@ -138,8 +142,9 @@ impl Writer {
         self.transact(|desk, transaction| {
             store::write_mark(transaction, &desk.keys.load(), "first", &mark)?;
             transaction.execute(
-                "DELETE FROM customer_entry WHERE (customer, seq) IN (SELECT customer, seq FROM entry WHERE seq <= ?1 AND customer IS NOT NULL)",
-                [through],
+                "DELETE FROM customer_entry WHERE (segment, customer, seq) IN
+                 (SELECT seq >> ?2, customer, seq FROM entry WHERE seq <= ?1 AND customer IS NOT NULL)",
+                [through, store::SEGMENT_BITS],
             )?;
             transaction.execute("DELETE FROM entry WHERE seq <= ?1", [through])?;
             let mut head = desk.head;

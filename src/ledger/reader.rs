@@ -160,7 +160,10 @@ pub(super) fn of_customer(
         // What the index does not have yet, and what it has: two parts of one list.
         for part in [
             "SELECT seq FROM entry WHERE seq > ?5 AND customer = ?1",
-            "SELECT seq FROM customer_entry WHERE customer = ?1 AND seq <= ?5",
+            "WITH RECURSIVE part(segment) AS (
+                 SELECT min(segment) FROM customer_entry
+                 UNION ALL SELECT segment + 1 FROM part WHERE segment < ?5 >> 16
+             ) SELECT c.seq FROM part CROSS JOIN customer_entry c ON c.segment = part.segment AND c.customer = ?1 WHERE c.seq <= ?5",
         ] {
             let sql = format!(
                 "SELECT {} FROM entry e LEFT JOIN version v USING (version)
@@ -169,8 +172,14 @@ pub(super) fn of_customer(
                 store::COLUMNS
             );
             let mut statement = database.prepare_cached(&sql)?;
-            let bounds =
-                params![pseudonym.as_slice(), page.before, page.from_ms, page.to_ms, indexed, page.limit as i64];
+            let bounds = params![
+                pseudonym.as_slice(),
+                page.before,
+                page.from_ms,
+                page.to_ms,
+                indexed,
+                page.limit as i64
+            ];
             for row in statement.query_map(bounds, store::read_entry)? {
                 found.push(row?);
             }

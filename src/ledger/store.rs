@@ -10,6 +10,8 @@ use super::keys::{Keys, Link};
 use super::record::{Answer, Entry, Version};
 use super::{Error, Promise};
 
+/// The index of customers is by segments of 2 to the power of this many entries; `reader` has it in its SQL.
+pub(super) const SEGMENT_BITS: i64 = 16;
 /// The size of a page of a new database.
 pub(super) const PAGE_BYTES: i64 = 8_192;
 /// The largest write-ahead log that stays as large when it starts anew.
@@ -57,6 +59,12 @@ const MIGRATIONS: [&str; SCHEMA as usize] = ["
                e.score, e.tier, e.action, e.arm, e.body, e.sealed IS NOT NULL AS inputs_kept
         FROM entry e JOIN version v USING (version) WHERE e.kind = 'decision';
 ", "
+    -- By segment of 65,536 entries first: new places are close together, so that the index keeps up with any load. Filled anew.
+    DROP TABLE customer_entry;
+    DELETE FROM meta WHERE key = 'indexed';
+    CREATE TABLE customer_entry (
+        segment INTEGER NOT NULL, customer BLOB NOT NULL, seq INTEGER NOT NULL, PRIMARY KEY (segment, customer, seq)
+    ) STRICT, WITHOUT ROWID;
     -- What must last besides the records, each as a document that an entry led to: slots by model, policies by sha256.
     CREATE TABLE state (
         kind TEXT NOT NULL, name TEXT NOT NULL, seq INTEGER NOT NULL, document TEXT NOT NULL,

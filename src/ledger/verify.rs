@@ -210,7 +210,7 @@ fn misindexed(database: &Connection) -> Result<Vec<i64>, Error> {
     let indexed = store::meta_number(database, "indexed")?;
     let last: i64 = database.query_row("SELECT ifnull(max(seq), 0) FROM entry", [], |row| row.get(0))?;
     let entries = "SELECT customer, seq FROM entry WHERE customer IS NOT NULL AND seq <= ?1";
-    let index = "SELECT customer, seq FROM customer_entry";
+    let index = format!("SELECT customer, seq FROM customer_entry WHERE segment = seq >> {}", store::SEGMENT_BITS);
     let sql = format!(
         "SELECT seq FROM ({entries} EXCEPT {index}) UNION SELECT seq FROM ({index} EXCEPT {entries}) ORDER BY seq LIMIT 100"
     );

@@ -25,8 +25,10 @@ pub(super) const IDLE: Duration = Duration::from_millis(100);
 /// How long nothing has to come before a chore is done, and how often one is done although something comes.
 const LULL: Duration = Duration::from_millis(3);
 const CHORE_EVERY: Duration = Duration::from_millis(100);
-/// How far the index of customers may fall behind before it is filled under load too.
-const INDEX_LAG_MAX: i64 = 500_000;
+/// How far the index of customers may fall behind before it is filled under load too, and then by how many entries at a time: it
+/// has to go on faster than entries come.
+const INDEX_LAG_MAX: i64 = 131_072;
+const INDEX_STEP: i64 = 4_096;
 /// How long to wait before a group is tried again that must not be lost.
 const RETRY: Duration = Duration::from_millis(100);
 
@@ -102,8 +104,9 @@ impl Writer {
                 last_count = count;
                 self.restart_log();
                 self.write(group, count);
-                if self.desk.head.seq - self.indexed > INDEX_LAG_MAX {
-                    let _ = self.index();
+                // By the step that it is over: less would write the pages of a segment for a handful of rows.
+                if self.desk.head.seq - self.indexed > INDEX_LAG_MAX + INDEX_STEP {
+                    let _ = self.index(INDEX_STEP);
                 }
             }
             match next {
