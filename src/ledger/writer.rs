@@ -27,7 +27,7 @@ const LULL: Duration = Duration::from_millis(3);
 const CHORE_EVERY: Duration = Duration::from_millis(100);
 /// How far the index of customers may fall behind before it is filled under load too, and then by how many entries at a time: it
 /// has to go on faster than entries come.
-const INDEX_LAG_MAX: i64 = 131_072;
+const INDEX_LAG_MAX: i64 = 500_000;
 const INDEX_STEP: i64 = 4_096;
 /// How long to wait before a group is tried again that must not be lost.
 const RETRY: Duration = Duration::from_millis(100);
