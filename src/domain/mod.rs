@@ -16,6 +16,7 @@ pub mod money;
 pub mod moves;
 pub mod nearest;
 pub mod outcome;
+pub mod pacing;
 pub mod policy;
 pub mod policy_document;
 pub mod protected;
