@@ -162,6 +162,19 @@ impl Pacer {
         self.from_ms..self.to_ms
     }
 
+    /// The last update, milliseconds since 1970; 0 before the first.
+    pub fn updated_ms(&self) -> u64 {
+        self.last_update_ms
+    }
+
+    /// Takes over what an account that is kept elsewhere has seen: what was `wanted` since it was last told, granted or not, and what is
+    /// `spent` of this period by now. What is spent counts as released.
+    pub fn observe(&mut self, wanted: Money, spent: Money) {
+        self.wanted = self.wanted.plus(wanted);
+        self.spent = spent.min(self.budget.less(self.reserved)).max(Money::ZERO);
+        self.released = self.released.max(self.committed());
+    }
+
     /// Sets `cost` aside, where spent and reserved stay within what is released with it; `None` where they do not, or the cost is
     /// below 0. To be asked before an offer is made: refused means that the offer must not be made. Nothing is released before the
     /// first update and after the end of the period.
