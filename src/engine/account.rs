@@ -106,9 +106,8 @@ impl Account {
         before: Option<&Self>,
     ) -> Result<Option<Self>, Error> {
         let Some(budget) = policy.budget() else { return Ok(None) };
-        if let Some(before) =
-            before.filter(|before| before.budget.period == budget.period && before.currency == policy.currency())
-        {
+        let same = |before: &&Self| before.budget.period == budget.period && before.currency == policy.currency();
+        if let Some(before) = before.filter(same).filter(|before| !before.is_closed()) {
             return Ok(Some(Self::new(policy, budget, before.span.clone(), before.shadow_price())));
         }
         let ms = budget.period.around(now_ms);
@@ -119,7 +118,8 @@ impl Account {
         Ok(Some(Self::new(policy, budget, Arc::new(ArcSwap::from_pointee(Span::new(ms, spent))), price)))
     }
 
-    /// The account of a budget of which it is not known what is left: nothing is, until the service starts again.
+    /// The account of a budget of which it is not known what is left: nothing is, until a policy is applied or the service started
+    /// again.
     pub(super) fn closed(policy: &Policy) -> Option<Self> {
         let budget = policy.budget()?;
         let span = Span::new(0..u64::MAX, budget.amount);
@@ -135,6 +135,10 @@ impl Account {
         let price = pacer.as_ref().map_or(0.0, Pacer::shadow_price);
         let currency = policy.currency().to_owned();
         Self { budget, currency, span, price: AtomicU64::new(price.to_bits()), pace: pacer.map(Mutex::new) }
+    }
+
+    fn is_closed(&self) -> bool {
+        self.span.load().ms == (0..u64::MAX)
     }
 
     fn shadow_price(&self) -> f64 {
@@ -348,5 +352,7 @@ period = "day"
         assert_eq!(next.balance(2 * DAY).spent, Money::ZERO);
         let closed = Account::closed(&policy).expect("a budget");
         assert_eq!(closed.choose(&assess(&policy), DAY).0.intervention, 0);
+        let opened = Account::open(&policy, "m", None, DAY, Some(&closed)).expect("no ledger").expect("a budget");
+        assert_eq!(opened.balance(DAY).spent, Money::ZERO, "a closed account is no one to go on from");
     }
 }

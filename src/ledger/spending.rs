@@ -81,3 +81,63 @@ impl super::Ledger {
         self.readers.with(|database| spending(database, model, from_ms))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Promise, store};
+    use super::*;
+
+    const HOUR: i64 = 3_600_000;
+
+    fn add(database: &Connection, seq: i64, at_ms: i64, kind: &str, version: Option<i64>, action: Option<&str>) {
+        let body = format!("{{\"shadow_price\":{seq}.5}}");
+        let sql = "INSERT INTO entry (seq, kind, at_ms, id, version, action, body, key_version, link)
+                   VALUES (?1, ?2, ?3, x'00', ?4, ?5, ?6, 1, x'00')";
+        database.execute(sql, params![seq, kind, at_ms, version, action, body]).expect("an entry");
+    }
+
+    #[test]
+    fn every_decision_since_then_counts_once_though_times_are_not_quite_in_order() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let database = store::open(&directory.path().join("ledger.db"), Promise::Committed).expect("a database");
+        assert_eq!(spending(&database, "m", 0).expect("nothing"), Spending { is_whole: true, ..Spending::default() });
+        for (version, model, policy) in [(1, "m", "one"), (2, "m", "two"), (3, "other", "one")] {
+            let sql = "INSERT INTO version (version, digest, model, model_version, model_digest, policy, policy_version, policy_document, config_digest)
+                       VALUES (?1, ?1 || '', ?2, '', '', '', '', ?3, '')";
+            let sql = sql.replace("?1 || ''", "CAST(?1 AS BLOB)");
+            database.execute(&sql, params![version, model, policy]).expect("a version");
+        }
+        // An entry every five minutes, each up to half an hour early or late; the first ten are gone.
+        let mut seed = 7_u64;
+        let mut expected = std::collections::BTreeMap::new();
+        let from_ms = 500 * HOUR / 12;
+        for seq in 11..=900_i64 {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let at_ms = seq * HOUR / 12 + (seed >> 33) as i64 % HOUR - HOUR / 2;
+            let (kind, version, action) = match seq % 5 {
+                0 => ("action", None, None),
+                1 => ("decision", Some(1), Some("call")),
+                2 => ("decision", Some(1), Some("none")),
+                3 => ("decision", Some(2), Some("call")),
+                _ => ("decision", Some(3), Some("call")),
+            };
+            add(&database, seq, at_ms, kind, version, action);
+            if let (Some(version @ 1..=2), Some(action)) = (version, action)
+                && at_ms >= from_ms
+            {
+                *expected.entry((if version == 1 { "one" } else { "two" }, action)).or_insert(0) += 1;
+            }
+        }
+        let found = spending(&database, "m", from_ms).expect("spending");
+        let groups: std::collections::BTreeMap<(&str, &str), i64> = found
+            .groups
+            .iter()
+            .map(|group| ((group.policy_document.as_str(), group.action.as_str()), group.count))
+            .collect();
+        assert_eq!(groups, expected);
+        assert_eq!((found.is_whole, found.shadow_price), (true, Some(898.5)));
+        assert!(!spending(&database, "m", HOUR / 12).expect("spending").is_whole, "what is gone is not counted");
+        let after = spending(&database, "m", 2_000 * HOUR).expect("spending");
+        assert_eq!((after.groups.len(), after.shadow_price), (0, None));
+    }
+}
