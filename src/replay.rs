@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 
+use crate::domain::assessment::{Offer, REFUSED};
 use crate::domain::policy::Policy;
 use crate::domain::policy_document;
 use crate::http;
@@ -63,12 +64,17 @@ impl<'r> Replay<'r> {
                     ("expected value", extra.expected_value, before.expected_value),
                     ("cost", extra.cost, before.cost),
                     ("value at stake", extra.value_at_stake, before.value_at_stake),
+                    ("shadow price", extra.shadow_price, before.shadow_price),
+                    ("propensity", extra.propensity, before.propensity),
                 ] {
                     if again.map(f64::to_bits) != before.map(f64::to_bits) {
                         let [again, before] =
                             [again, before].map(|value| value.map_or("none".to_owned(), |value| value.to_string()));
                         differences.push(format!("{what} {again} instead of {before}"));
                     }
+                }
+                if extra.holdout != before.holdout {
+                    differences.push(format!("holdout {:?} instead of {:?}", extra.holdout, before.holdout));
                 }
                 if extra.rules != before.rules {
                     let [again, before] =
@@ -118,8 +124,16 @@ impl<'r> Replay<'r> {
         let binding = policy.bind(&model.card().features).map_err(|problems| problems.join("; "))?;
         let values = binding.read(&record).map_err(|_| "its context breaks the policy".to_owned())?;
         let assessment = policy.assess(score, &values);
-        // What was affordable then is not known yet: there are no budgets.
-        let choice = assessment.choose(recorded.extra.shadow_price.unwrap_or(0.0), |_| true);
+        // What there was no money for then is among the rules on record: the same offers are refused, whatever the choice was. Where one
+        // of them would not have come up, or one comes up that did, the rules differ.
+        let refused: Vec<&str> =
+            recorded.extra.rules.iter().flatten().filter_map(|rule| rule.strip_prefix(REFUSED)).collect();
+        let is_affordable =
+            |offer: &Offer| !refused.contains(&policy.interventions()[offer.intervention].action.as_str());
+        let choice = match policy.holds_out(&record.customer_id) {
+            true => assessment.hold_out(),
+            false => assessment.choose(recorded.extra.shadow_price.unwrap_or(0.0), is_affordable),
+        };
         Ok(Again {
             score: score.value(),
             tier: policy.tiers()[assessment.tier].name.clone(),

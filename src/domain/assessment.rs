@@ -61,9 +61,41 @@ pub struct Choice {
     pub cost: Money,
     /// What it is expected to be worth: what it saves less what it costs. `None` where no value is at stake.
     pub expected_value: Option<f64>,
-    /// Whether something else would have been chosen, had there been money for it.
-    pub stepped_down: bool,
+    /// What would have been chosen, had there been money for it.
+    pub refused: Refused,
+    /// By how much a unit of money was dearer than itself.
+    pub shadow_price: f64,
+    /// Whether something else would have been worth most, had money been no dearer than itself.
+    pub priced_out: bool,
+    /// Whether the customer is kept from intervention.
+    pub holdout: bool,
 }
+
+/// Interventions that there was no money for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Refused(u64);
+
+impl Refused {
+    /// By their places; the one that does nothing is never among them, so that sixty-four bits suffice.
+    fn add(&mut self, intervention: usize) {
+        self.0 |= 1 << (intervention - 1);
+    }
+
+    /// Whether an intervention is among them.
+    pub fn contains(self, intervention: usize) -> bool {
+        intervention > 0 && self.0 >> (intervention - 1) & 1 == 1
+    }
+}
+
+impl Choice {
+    /// Whether something else would have been chosen, had there been money for it.
+    pub fn stepped_down(&self) -> bool {
+        self.refused != Refused::default()
+    }
+}
+
+/// The rule that tells of an intervention that there was no money for; its action follows.
+pub const REFUSED: &str = "budget:refused:";
 
 impl Policy {
     /// What could be done about a customer with this score, of whom `values` are known.
@@ -132,8 +164,18 @@ impl Policy {
             let field = &self.fields[intervention.eligible[usize::from(barred.condition)].field];
             rules.push(format!("eligibility:{}:{field}", intervention.action));
         }
+        for (place, intervention) in self.interventions.iter().enumerate() {
+            if choice.refused.contains(place) {
+                rules.push(format!("{REFUSED}{}", intervention.action));
+            }
+        }
+        if choice.priced_out {
+            rules.push("budget:shadow_price".to_owned());
+        }
         let first = self.preferences(segment, tier).first();
-        if self.objective == Objective::Tier && first.is_some_and(|first| *first != choice.intervention) {
+        if choice.holdout {
+            rules.push("holdout".to_owned());
+        } else if self.objective == Objective::Tier && first.is_some_and(|first| *first != choice.intervention) {
             rules.push(format!("fallback:{}", self.interventions[choice.intervention].action));
         }
         rules.push(format!("objective:{}", self.objective.name()));
@@ -148,10 +190,48 @@ fn kept_share(score: Score, intervention: &Intervention) -> f64 {
 }
 
 impl Assessment {
-    /// Chooses among the offers those that are `affordable`, where each unit of money costs `shadow_price` more than itself because there
-    /// is too little of it. With the objective `tier` the first one is chosen; otherwise the one that is worth most, and of those that
-    /// are worth the same the cheapest, then the one that comes first.
-    pub fn choose(&self, shadow_price: f64, mut affordable: impl FnMut(Money) -> bool) -> Choice {
+    /// Chooses among the offers, where each unit of money costs `shadow_price` more than itself because there is too little of it: the
+    /// best one that is `affordable`, which is asked from the best one down and not again once it said yes, so that it may set the
+    /// money aside. With the objective `tier` the first offer is the best; otherwise the one that is worth most, and of those that are
+    /// worth the same the cheapest, then the one that comes first.
+    pub fn choose(&self, shadow_price: f64, mut affordable: impl FnMut(&Offer) -> bool) -> Choice {
+        let mut refused = Refused::default();
+        let chosen = loop {
+            match self.best(shadow_price, refused) {
+                Some(offer) if offer.intervention != 0 && !affordable(offer) => refused.add(offer.intervention),
+                found => break found,
+            }
+        };
+        let best = |shadow_price| self.best(shadow_price, Refused::default()).map(|best| best.intervention);
+        Choice {
+            refused,
+            shadow_price,
+            priced_out: shadow_price > 0.0 && best(shadow_price) != best(0.0),
+            ..self.choice(chosen)
+        }
+    }
+
+    /// The choice for who is kept from intervention: none.
+    pub fn hold_out(&self) -> Choice {
+        Choice { holdout: true, ..self.choice(None) }
+    }
+
+    fn choice(&self, offer: Option<&Offer>) -> Choice {
+        let nothing = Offer { intervention: 0, cost: Money::ZERO, gain: 0.0 };
+        let offer = offer.unwrap_or(&nothing);
+        Choice {
+            intervention: offer.intervention,
+            cost: offer.cost,
+            expected_value: self.value_at_stake.map(|_| offer.gain - offer.cost.units()),
+            refused: Refused::default(),
+            shadow_price: 0.0,
+            priced_out: false,
+            holdout: false,
+        }
+    }
+
+    /// The best offer that is not among the `refused`.
+    fn best(&self, shadow_price: f64, refused: Refused) -> Option<&Offer> {
         let worth = |offer: &Offer| offer.gain - (1.0 + shadow_price) * offer.cost.units();
         let better = |one: &Offer, other: &Offer| match self.objective {
             Objective::Tier => false,
@@ -160,23 +240,8 @@ impl Assessment {
                 order.is_gt() || (order.is_eq() && one.intervention < other.intervention)
             }
         };
-        let (mut chosen, mut best): (Option<&Offer>, Option<&Offer>) = (None, None);
-        for offer in &self.offers {
-            if best.is_none_or(|best| better(offer, best)) {
-                best = Some(offer);
-            }
-            if chosen.is_none_or(|chosen| better(offer, chosen)) && affordable(offer.cost) {
-                chosen = Some(offer);
-            }
-        }
-        let nothing = Offer { intervention: 0, cost: Money::ZERO, gain: 0.0 };
-        let offer = chosen.unwrap_or(&nothing);
-        Choice {
-            intervention: offer.intervention,
-            cost: offer.cost,
-            expected_value: self.value_at_stake.map(|_| offer.gain - offer.cost.units()),
-            stepped_down: best.is_some_and(|best| best.intervention != offer.intervention),
-        }
+        let left = self.offers.iter().filter(|offer| !refused.contains(offer.intervention));
+        left.reduce(|best, offer| if better(offer, best) { offer } else { best })
     }
 }
 
@@ -293,17 +358,20 @@ missing = "refuse"
         let policy = policy(TIERED);
         let told = |value: f64, clv: f64, opt_out: bool, money: f64| {
             let assessment = policy.assess(score(value), &[Known::Number(clv), Known::Bool(opt_out)]);
-            let choice = assessment.choose(0.0, |cost| cost.units() <= money);
+            let choice = assessment.choose(0.0, |offer| offer.cost.units() <= money);
             let rules = policy.rules(assessment.tier, &assessment.trace, &choice).join(" ");
-            format!("{} {} {rules}", policy.interventions()[choice.intervention].action, choice.stepped_down)
+            format!("{} {} {rules}", policy.interventions()[choice.intervention].action, choice.stepped_down())
         };
         assert_eq!(told(0.9, 0.0, false, 100.0), "call false objective:tier");
         assert_eq!(
             told(0.9, 0.0, true, 100.0),
             "mail false eligibility:call:context.opt_out fallback:mail objective:tier"
         );
-        assert_eq!(told(0.9, 0.0, false, 10.0), "mail true fallback:mail objective:tier");
-        assert_eq!(told(0.9, 0.0, false, 0.0), "none true fallback:none objective:tier");
+        assert_eq!(told(0.9, 0.0, false, 10.0), "mail true budget:refused:call fallback:mail objective:tier");
+        assert_eq!(
+            told(0.9, 0.0, false, 0.0),
+            "none true budget:refused:call budget:refused:mail fallback:none objective:tier"
+        );
         assert_eq!(told(0.1, 0.0, false, 100.0), "none false objective:tier");
         assert_eq!(told(0.1, 1000.0, false, 100.0), "mail false segment:valued objective:tier");
     }
@@ -366,7 +434,7 @@ missing = "refuse"
             let values = binding.read(&record).expect("a legal context");
             let assessment = policy.assess(score(value), &values);
             let money = Money::from_units(f64::from(money)).expect("money");
-            let choice = assessment.choose(shadow_price, |cost| cost <= money);
+            let choice = assessment.choose(shadow_price, |offer| offer.cost <= money);
             let stake = assessment.value_at_stake.expect("a value");
             let only = policy.segment_of(&values).and_then(|at| policy.segments()[at].offers.clone());
             let worth = |at: usize| {
@@ -385,7 +453,7 @@ missing = "refuse"
             let known = &policy.interventions()[choice.intervention];
             prop_assert_eq!(choice.expected_value, Some(value * known.expected_effectiveness * stake - known.cost.units()));
             let without = assessment.choose(shadow_price, |_| true).intervention;
-            prop_assert_eq!(choice.stepped_down, without != choice.intervention);
+            prop_assert_eq!(choice.stepped_down(), without != choice.intervention);
         }
     }
 }

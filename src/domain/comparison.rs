@@ -79,9 +79,14 @@ pub struct Decided {
 }
 
 impl Decided {
-    /// What `policy` makes of a customer with this score, of whom `values` are known.
-    pub fn by(policy: &Policy, score: Score, values: &[Known]) -> Self {
-        let (assessment, choice) = policy.decide(score, values);
+    /// What `policy` makes of a customer with this score, of whom `values` are known; a policy that holds nobody out does not look at
+    /// the id. There is money for everything.
+    pub fn by(policy: &Policy, score: Score, values: &[Known], customer_id: &str) -> Self {
+        let assessment = policy.assess(score, values);
+        let choice = match policy.holds_out(customer_id) {
+            true => assessment.hold_out(),
+            false => assessment.choose(0.0, |_| true),
+        };
         Self { score, tier: assessment.tier, cost: choice.cost, expected_value: choice.expected_value }
     }
 }
@@ -162,7 +167,7 @@ mod tests {
     fn counts_who_moves_and_what_it_costs() {
         let text = include_str!("../../models/policy/default.toml");
         let policy = policy_document::parse(text, "v").expect("legal");
-        let decided = |value| Decided::by(&policy, Score::new(value).expect("a score"), &[]);
+        let decided = |value| Decided::by(&policy, Score::new(value).expect("a score"), &[], "");
         let mut comparer = Comparer::new(&policy, &policy);
         comparer.add(decided(0.9), decided(0.9));
         comparer.add(decided(0.9), decided(0.1));

@@ -38,6 +38,11 @@ impl Money {
         (micros <= 1_000_000_000_000_000_000).then_some(Money(if negative { -micros } else { micros }))
     }
 
+    /// The amount of `micros` millionths.
+    pub fn from_micros(micros: i64) -> Self {
+        Self(micros)
+    }
+
     /// The amount in millionths.
     pub fn micros(self) -> i64 {
         self.0
@@ -46,6 +51,11 @@ impl Money {
     /// The sum; at the end of the range it stays there.
     pub fn plus(self, other: Self) -> Self {
         Self(self.0.saturating_add(other.0))
+    }
+
+    /// What is left when `other` is taken away, 0 at least.
+    pub fn less(self, other: Self) -> Self {
+        Self(self.0.saturating_sub(other.0).max(0))
     }
 
     /// The amount in units, rounded to the nearest double.
@@ -77,6 +87,14 @@ mod tests {
         for bad in [0.000_000_1, f64::NAN, f64::INFINITY, 1e300] {
             assert_eq!(Money::from_units(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn sums_stay_in_range_and_nothing_is_left_below_zero() {
+        let [one, two] = [1, 2].map(Money::from_micros);
+        assert_eq!((one.plus(one), two.less(one), one.less(two)), (two, one, Money::ZERO));
+        let [most, least] = [i64::MAX, i64::MIN].map(Money::from_micros);
+        assert_eq!((most.plus(one), most.less(least), least.less(most)), (most, most, Money::ZERO));
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! The policy in force: which tier a score belongs to, which segment a customer, and what there is to offer. How a document becomes a
 //! policy is in `policy_document`, how it is bound to a model's dictionary in `policy_fit`, and what it makes of a customer in `assessment`.
 
+use super::budget::Budget;
 use super::condition::{Condition, Field, Known};
+use super::holdout::Holdout;
 use super::interval::Interval;
 use super::money::Money;
 use super::score::Score;
@@ -27,6 +29,10 @@ pub struct Policy {
     pub(super) tiers: Vec<Tier>,
     /// In the order of the document; at most one is a customer's.
     pub(super) segments: Vec<Segment>,
+    /// What its interventions may cost together.
+    pub(super) budget: Option<Budget>,
+    /// Who is kept from all of them.
+    pub(super) holdout: Option<Holdout>,
 }
 
 /// What decides on the intervention.
@@ -115,7 +121,7 @@ pub struct Capacity {
     pub per: Period,
 }
 
-/// A time that capacities are for.
+/// A time that capacities and budgets are for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Period {
     /// A day.
@@ -177,9 +183,24 @@ impl Policy {
         &self.segments
     }
 
+    /// What its interventions may cost together.
+    pub fn budget(&self) -> Option<Budget> {
+        self.budget
+    }
+
+    /// Who is kept from all of them.
+    pub fn holdout(&self) -> Option<&Holdout> {
+        self.holdout.as_ref()
+    }
+
+    /// Whether a customer is kept from intervention.
+    pub fn holds_out(&self, customer_id: &str) -> bool {
+        self.holdout.as_ref().is_some_and(|holdout| holdout.keeps(customer_id))
+    }
+
     /// Whether the score alone decides: then there is nothing to trace, and nothing else has to be known to decide again.
     pub fn is_plain(&self) -> bool {
-        self.fields.is_empty() && self.value_at_stake.is_none()
+        self.fields.is_empty() && self.value_at_stake.is_none() && self.budget.is_none() && self.holdout.is_none()
     }
 
     /// What a tier offers first, where the tier decides.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use smallvec::smallvec;
 
+use super::account::Reserved;
 use super::serving::{Candidate, Serving, Trial, Who};
 use super::shadow::Row;
 use super::{Engine, Error};
@@ -72,13 +73,15 @@ impl Engine {
         let who = serving.who(&record.customer_id, &values);
         let scored = self.score(serving, record, &row, who, addressed)?;
         let inferred = Instant::now();
-        let mut decision = self.decision(serving, record, &values, &scored, self.now_ms());
+        let (mut decision, reserved) = self.decision(serving, record, &values, &scored, self.now_ms());
         explain(serving, record, &row, &mut decision)?;
         let stages = Stages { encode: encoded - begun, infer: inferred - encoded, policy: inferred.elapsed() };
         let receipt = match &self.ledger {
             Some(ledger) => ledger.record(&decision, &record.customer_id, Bytes::copy_from_slice(inputs))?,
             None => Receipt::done(),
         };
+        // Before this whatever went wrong has given it back.
+        reserved.into_iter().for_each(Reserved::keep);
         candidate(serving, scored.arm).count(decision.tier);
         if let Some((trial, who)) = serving.shadow(addressed).zip(who) {
             self.shade(trial, who, record, row);
@@ -165,8 +168,9 @@ impl Engine {
     ) -> Result<Batch, Error> {
         let mut decisions = Vec::with_capacity(records.len());
         let mut stages = Stages::default();
+        let mut reserved = Vec::new();
         for chunk in records.chunks(BATCH_ROWS) {
-            self.decide_chunk(serving, chunk, addressed, &mut decisions, &mut stages);
+            self.decide_chunk(serving, chunk, addressed, &mut decisions, &mut reserved, &mut stages);
         }
         let receipt = match &self.ledger {
             Some(ledger) => {
@@ -177,6 +181,7 @@ impl Engine {
             }
             None => Receipt::done(),
         };
+        reserved.into_iter().for_each(Reserved::keep);
         decisions.iter().flatten().for_each(|decision| candidate(serving, decision.arm).count(decision.tier));
         Ok(Batch { decisions, stages, receipt })
     }
@@ -187,6 +192,7 @@ impl Engine {
         records: &[Record],
         addressed: Option<Arm>,
         decisions: &mut Vec<Result<Decision, Error>>,
+        reserved: &mut Vec<Reserved>,
         stages: &mut Stages,
     ) {
         let begun = Instant::now();
@@ -232,8 +238,10 @@ impl Engine {
                 self.shade(trial, who, record, row.into());
             }
             decisions.push(scored.and_then(|(scored, values)| {
-                let mut decision = self.decision(serving, record, &values, &scored, now_ms);
-                explain(serving, record, row, &mut decision).map(|()| decision)
+                let (mut decision, money) = self.decision(serving, record, &values, &scored, now_ms);
+                explain(serving, record, row, &mut decision)?;
+                reserved.extend(money);
+                Ok(decision)
             }));
         }
         stages.policy += begun.elapsed();
@@ -279,20 +287,21 @@ impl Engine {
         values: &[Known],
         scored: &Scored,
         decided_at_ms: u64,
-    ) -> Decision {
+    ) -> (Decision, Option<Reserved>) {
         let Scored { score, arm } = *scored;
         let candidate = candidate(serving, arm);
-        let (assessment, choice) = match arm {
-            Arm::Champion => serving.policy.decide(score, values),
+        let assessment = match arm {
+            Arm::Champion => serving.policy.assess(score, values),
             // What a missing value means, the dictionary of the model says that answers.
             Arm::Challenger => match candidate.binding.read(record) {
-                Ok(own) => serving.policy.decide(score, &own),
-                Err(_) => serving.policy.decide(score, values),
+                Ok(own) => serving.policy.assess(score, &own),
+                Err(_) => serving.policy.assess(score, values),
             },
         };
+        let (choice, reserved) = serving.choose(&assessment, &record.customer_id, decided_at_ms);
         let mut random = [0; 10];
         fastrand::fill(&mut random);
-        Decision {
+        let decision = Decision {
             id: DecisionId::new(decided_at_ms, random),
             decided_at_ms,
             score,
@@ -304,7 +313,8 @@ impl Engine {
             value_at_stake: assessment.value_at_stake,
             trace: assessment.trace,
             explanation: None,
-        }
+        };
+        (decision, reserved)
     }
 }
 

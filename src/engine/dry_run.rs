@@ -30,7 +30,12 @@ impl Engine {
         self.each_recorded(name, count, |recorded| {
             let decided = self.again(&recorded.inputs, |record| {
                 let [before, after] = [(live, &before), (next, &after)].map(|(model, binding)| {
-                    Some(Decided::by(policy, score_of(model, record)?, &binding.read(record).ok()?))
+                    Some(Decided::by(
+                        policy,
+                        score_of(model, record)?,
+                        &binding.read(record).ok()?,
+                        &record.customer_id,
+                    ))
                 });
                 Some((before?, after?))
             });
@@ -61,14 +66,14 @@ impl Engine {
         let mut comparer = Comparer::new(&before, &after);
         self.each_recorded(model, count, |recorded| {
             let decided = Score::new(recorded.score).and_then(|score| {
-                let by = |first: &[Known], second: &[Known]| {
-                    (Decided::by(&before, score, first), Decided::by(&after, score, second))
+                let by = |first: &[Known], second: &[Known], id: &str| {
+                    (Decided::by(&before, score, first, id), Decided::by(&after, score, second, id))
                 };
                 if is_plain {
-                    return Some(by(&[], &[]));
+                    return Some(by(&[], &[], ""));
                 }
                 self.again(&recorded.inputs, |record| {
-                    Some(by(&bindings[0].read(record).ok()?, &bindings[1].read(record).ok()?))
+                    Some(by(&bindings[0].read(record).ok()?, &bindings[1].read(record).ok()?, &record.customer_id))
                 })
             });
             match decided {

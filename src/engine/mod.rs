@@ -1,6 +1,7 @@
 //! Floor 2, the engine: the one hallway between the doors above and the rooms below. A record goes down it once, a decision
 //! comes up once, and both see one snapshot of what is in service.
 
+mod account;
 mod decide;
 mod dry_run;
 mod error;
@@ -20,6 +21,7 @@ use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
 
+pub use account::Balance;
 pub use decide::{Batch, Stages};
 pub use error::Error;
 pub use moves::{Ask, Moved, Standing, Verb, Warm};

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 
 use serde::{Deserialize, Serialize};
 
+use super::account::Balance;
 use super::shelf;
 use super::slots::{Deck, Delivery, Held};
 use super::{Engine, Error};
@@ -116,6 +117,8 @@ pub struct Standing {
     pub dropped: u64,
     /// Answers that the champion gave because the challenger could not.
     pub fallbacks: u64,
+    /// How the budget of the policy stands, where it has one.
+    pub balance: Option<Balance>,
     /// The moves that are legal now.
     pub legal: Vec<&'static str>,
     /// Roles that have not agreed to a promotion.
@@ -173,6 +176,7 @@ impl Engine {
             readings,
             dropped: watches.map_or(0, |watches| watches.dropped.load(Ordering::Relaxed)),
             fallbacks: watches.map_or(0, |watches| watches.fallbacks.load(Ordering::Relaxed)),
+            balance: held.account.as_ref().map(|account| account.balance(self.now_ms())),
             legal: held.slots.legal(approvals),
             missing: held.slots.missing(approvals),
         }

@@ -3,6 +3,7 @@
 
 use std::sync::{Arc, Mutex};
 
+use super::account::Account;
 use super::shelf;
 use super::slots::{Deck, Held, SERVICE, place};
 use super::{Engine, Entry, Error};
@@ -22,13 +23,15 @@ impl Deck {
             Some(ledger) if resume => ledger.slots(&name)?.map(|slots| (slots, ledger)),
             _ => None,
         };
-        let held = match known {
+        let mut held = match known {
             Some((slots, ledger)) => {
                 warn_of_differences(&name, &version, &policy, &slots);
                 Self::resume(&name, slots, ledger, engine)?
             }
             None => Self::begin(&name, &version, policy, engine)?,
         };
+        let account = Account::open(&held.policy, &name, engine.ledger.as_ref(), engine.now_ms(), None)?;
+        held.account = account.map(Arc::new);
         Ok(Self { name, held: Mutex::new(held), staging: Mutex::new(None) })
     }
 

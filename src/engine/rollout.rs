@@ -121,6 +121,12 @@ impl Engine {
         for deck in &self.decks {
             // A move that waits for the ledger keeps its own deck alone; the others are looked at all the same.
             let Some(mut held) = deck.try_held() else { continue };
+            if let Some(account) = &held.account {
+                let now_ms = self.now_ms();
+                account.pace(now_ms);
+                let balance = account.balance(now_ms);
+                self.metrics.budget(&deck.name, balance.budget.amount.units(), balance.spent.units());
+            }
             self.settle(&mut held);
             self.look(deck, &mut held);
         }

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use super::account::{Account, Reserved};
 use super::watch::Watch;
+use crate::domain::assessment::{Assessment, Choice};
 use crate::domain::assignment;
 use crate::domain::condition::Domain;
 use crate::domain::condition::Known;
@@ -63,6 +65,8 @@ pub struct Serving {
     pub model: Arc<Model>,
     /// The policy that every score goes through.
     pub policy: Arc<Policy>,
+    /// Of the budget of the policy, where it has one.
+    account: Option<Arc<Account>>,
     pub(super) champion: Candidate,
     /// The model in the other slot, for who addresses it.
     pub(super) idle: Option<Candidate>,
@@ -75,15 +79,27 @@ impl Serving {
     pub(super) fn new(
         champion: Candidate,
         policy: Arc<Policy>,
+        account: Option<Arc<Account>>,
         idle: Option<Candidate>,
         trial: Option<Arc<Trial>>,
     ) -> Self {
-        Self { model: champion.model.clone(), policy, champion, idle, trial }
+        Self { model: champion.model.clone(), policy, account, champion, idle, trial }
     }
 
     /// The entries of the context that the policy declares.
     pub fn context(&self) -> impl Iterator<Item = (&str, &Domain)> {
         self.champion.binding.declared()
+    }
+
+    /// What a customer is offered, and the money that is set aside for it.
+    pub(super) fn choose(&self, assessment: &Assessment, customer_id: &str, at_ms: u64) -> (Choice, Option<Reserved>) {
+        if self.policy.holds_out(customer_id) {
+            return (assessment.hold_out(), None);
+        }
+        match &self.account {
+            None => (assessment.choose(0.0, |_| true), None),
+            Some(account) => account.choose(assessment, at_ms),
+        }
     }
 
     /// Whether there is a second model that can be addressed.

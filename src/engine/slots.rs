@@ -4,6 +4,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
+use super::account::Account;
 use super::rollout::Evidence;
 use super::serving::{Candidate, Serving, Trial, Watches};
 use super::shelf::{self, Loaded};
@@ -34,6 +35,8 @@ pub(super) struct Held {
     pub(super) loaded: [Option<Loaded>; 2],
     pub(super) policy: Arc<Policy>,
     pub(super) policy_before: Option<Arc<Policy>>,
+    /// Of the budget of the policy, where it has one.
+    pub(super) account: Option<Arc<Account>>,
     pub(super) watches: Option<Arc<Watches>>,
     pub(super) evidence: Evidence,
     /// Why the idle model could not be loaded at the start, if it could not.
@@ -67,7 +70,17 @@ pub(super) fn place(colour: Colour) -> usize {
 impl Held {
     pub(super) fn new(slots: Slots, loaded: [Option<Loaded>; 2], policy: Arc<Policy>) -> Self {
         let evidence = Evidence::default();
-        Self { slots, loaded, policy, policy_before: None, watches: None, evidence, unloaded: None, owed: None }
+        Self {
+            slots,
+            loaded,
+            policy,
+            policy_before: None,
+            account: None,
+            watches: None,
+            evidence,
+            unloaded: None,
+            owed: None,
+        }
     }
 
     pub(super) fn in_slot(&self, colour: Colour) -> Option<&Loaded> {
@@ -108,7 +121,7 @@ impl Held {
             policy: self.policy.clone(),
             watches: watches.clone(),
         });
-        Some(Serving::new(champion, self.policy.clone(), idle, trial.map(Arc::new)))
+        Some(Serving::new(champion, self.policy.clone(), self.account.clone(), idle, trial.map(Arc::new)))
     }
 
     /// Takes over `next`, with what was delivered for it; what is not needed any more is given back.
@@ -246,6 +259,19 @@ impl Engine {
         }
     }
 
+    /// The account of the budget of `policy`, which comes after that of `before`. One of which nothing can be known has nothing left.
+    fn account(&self, deck: &Deck, policy: &Policy, before: Option<&Account>) -> Option<Arc<Account>> {
+        let opened = Account::open(policy, &deck.name, self.ledger.as_ref(), self.now_ms(), before);
+        let account = opened.unwrap_or_else(|error| {
+            tracing::error!(model = deck.name, cause = %error, "what is spent is not known: nothing is affordable");
+            Account::closed(policy)
+        });
+        if account.is_none() && before.is_some() {
+            self.metrics.budget(&deck.name, 0.0, 0.0);
+        }
+        account.map(Arc::new)
+    }
+
     /// Makes a move for a person: checked, journalled, published.
     pub(super) fn make(
         &self,
@@ -291,6 +317,10 @@ impl Engine {
                 }
                 ledger.change(change)?;
             }
+        }
+        if let Some(policy) = &delivery.policy {
+            // Not before the change is on record: everything that was decided by then is, too.
+            held.account = self.account(deck, policy, held.account.as_deref());
         }
         let left = held.take_over(next, delivery);
         let flip = self.publish(deck, held);

@@ -74,10 +74,15 @@ pub(super) struct Decision<'d> {
     #[schema(nullable = false)]
     value_at_stake: Option<f64>,
     /// The rules that led to the intervention: `segment:NAME`, `eligibility:ACTION:FIELD` (not offered, since this condition does not
-    /// hold), `fallback:ACTION`, `objective:NAME`. Absent where the policy only looks at the score.
+    /// hold), `budget:refused:ACTION` (there was no money left for it), `budget:shadow_price` (it is not worth it while money is that
+    /// dear), `holdout`, `fallback:ACTION`, `objective:NAME`. Absent where the policy only looks at the score.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schema(required = false, example = json!(["segment:new-monthly", "objective:expected_value"]))]
     rules: Vec<String>,
+    /// True where the customer is kept from intervention, so that what interventions do can be measured. Otherwise absent.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[schema(required = false)]
+    holdout: bool,
     /// The model that gave the score.
     model: Model<'d>,
     /// The content hash of the policy: the first 16 digits of the document's sha256.
@@ -285,6 +290,7 @@ impl<'d> Decision<'d> {
             },
             value_at_stake: decision.value_at_stake,
             rules: decision.rules(),
+            holdout: decision.choice.holdout,
             model: Model { name: &decision.model.name, version: &decision.model.version, arm: decision.arm },
             policy_version: decision.policy.version(),
             base: decision.explanation.as_deref().map(Base::new),

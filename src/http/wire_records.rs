@@ -34,9 +34,10 @@ pub(super) struct DecisionRecord {
     tier: String,
     /// What was offered.
     action: String,
-    /// Whether the customer was kept from intervention; null before there are holdouts.
+    /// Whether the customer was kept from intervention; null where the policy has no holdout.
     holdout: Option<bool>,
-    /// The probability with which the action was chosen; null before there are experiments.
+    /// The probability with which the action was chosen, once it is known whether the customer is held out; null where the policy has no
+    /// holdout.
     propensity: Option<f64>,
     /// The reasons of the answer; null before there are reasons.
     #[schema(value_type = Option<Vec<Object>>)]
@@ -47,6 +48,8 @@ pub(super) struct DecisionRecord {
     cost: Option<f64>,
     /// What would be lost with the customer; null where the policy knows no value at stake.
     value_at_stake: Option<f64>,
+    /// By how much money was dearer than itself when the action was chosen; null where the policy has no budget.
+    shadow_price: Option<f64>,
     /// The rules that fired; null where the policy only looks at the score.
     rules: Option<Vec<String>>,
     /// The model that gave the score.
@@ -272,6 +275,7 @@ impl From<Recorded> for DecisionRecord {
             expected_value: recorded.extra.expected_value,
             cost: recorded.extra.cost,
             value_at_stake: recorded.extra.value_at_stake,
+            shadow_price: recorded.extra.shadow_price,
             rules: recorded.extra.rules,
             model: ModelRecord {
                 name: recorded.model,

@@ -6,9 +6,10 @@ use utoipa::ToSchema;
 use super::wire_records::time;
 use crate::domain::comparison::Comparison;
 use crate::domain::guardrail::{Reading, Verdict};
+use crate::domain::money::Money;
 use crate::domain::rollout;
 use crate::domain::slots::{Approval, Colour, Role};
-use crate::engine::{Moved, Standing};
+use crate::engine::{Balance, Moved, Standing};
 use crate::ledger::Recalled;
 
 /// The slots of every model.
@@ -34,6 +35,10 @@ pub(super) struct Slots {
     last_rollout: Option<Ended>,
     /// The policy in force.
     policy: PolicyName,
+    /// How the budget of the policy stands. Absent where it has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    budget: Option<Budget>,
     /// The moves that are legal now.
     legal: Vec<&'static str>,
     /// Roles that have not agreed to a promotion.
@@ -42,6 +47,47 @@ pub(super) struct Slots {
     approvals_missing: Vec<String>,
     /// False while a rollback is in force that the ledger could not take yet.
     journalled: bool,
+}
+
+/// How a budget stands.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Budget {
+    /// What interventions may cost in each period.
+    amount: f64,
+    /// ISO 4217.
+    #[schema(example = "USD")]
+    currency: String,
+    /// `day`, `week` or `month`, of the UTC calendar.
+    period: &'static str,
+    /// When this period began.
+    #[schema(value_type = String, format = DateTime)]
+    from: String,
+    /// When the next one begins.
+    #[schema(value_type = String, format = DateTime)]
+    to: String,
+    /// What interventions cost since it began.
+    spent: f64,
+    /// What they may cost yet.
+    left: f64,
+    /// By how much a unit of money is dearer than itself when an intervention is chosen by expected value, because there is too little
+    /// of it.
+    shadow_price: f64,
+}
+
+impl From<Balance> for Budget {
+    fn from(balance: Balance) -> Self {
+        let left = balance.budget.amount.less(balance.spent).max(Money::ZERO);
+        Self {
+            amount: balance.budget.amount.units(),
+            currency: balance.currency,
+            period: balance.budget.period.name(),
+            from: time(balance.period_ms.start as i64),
+            to: time(balance.period_ms.end as i64),
+            spent: balance.spent.units(),
+            left: left.units(),
+            shadow_price: balance.shadow_price,
+        }
+    }
 }
 
 /// One slot.
@@ -207,6 +253,7 @@ impl From<Standing> for Slots {
             verdict,
             dropped,
             fallbacks,
+            balance,
             legal,
             missing,
             unloaded,
@@ -270,6 +317,7 @@ impl From<Standing> for Slots {
                 guardrails: ended.readings,
             }),
             policy,
+            budget: balance.map(Budget::from),
             legal,
             approvals_missing: missing,
             journalled,

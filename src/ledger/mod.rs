@@ -13,6 +13,7 @@ mod outcomes;
 mod reader;
 mod receipt;
 mod record;
+mod spending;
 mod store;
 mod verify;
 mod writer;
@@ -35,6 +36,7 @@ pub use outcomes::{Fate, OF_DECISION_MAX, RecordedOutcome};
 pub use reader::{Inputs, Page, Recorded};
 pub use receipt::Receipt;
 pub use record::{Extra, Kind, Reason};
+pub use spending::{Offered, Spending};
 pub use store::Head;
 pub use verify::Verified;
 

@@ -55,7 +55,11 @@ pub struct Extra {
     /// Whether the customer was kept from intervention.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub holdout: Option<bool>,
-    /// The probability with which this intervention was chosen, 0 to 1.
+    /// The probability with which this intervention was chosen, 0 to 1, for a customer of whom all that the record says is known, `holdout`
+    /// included. A policy draws no lots: who is held out is offered `none` for certain, and everybody else what the policy chooses at
+    /// this shadow price with what it could afford, so this is 1 for both. What chance there is lies in who is held out, by the share of
+    /// the policy on record: before that is known, a customer who would be offered an action has it with 1 - share, and `none` with share.
+    /// An off-policy estimate over the holdout and the rest together needs that one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub propensity: Option<f64>,
     /// The reasons of the answer, each with its SHAP value in log-odds.
@@ -88,6 +92,9 @@ impl Extra {
             expected_value: choice.expected_value,
             cost: Some(choice.cost.units()),
             value_at_stake,
+            shadow_price: policy.budget().map(|_| choice.shadow_price),
+            holdout: policy.holdout().map(|_| choice.holdout),
+            propensity: policy.holdout().map(|_| 1.0),
             rules: Some(policy.rules(tier, trace, choice)),
             ..Self::default()
         }

@@ -25,6 +25,8 @@ const MODEL_INFO: &str = "mainstay_model_info";
 const PROBE_ROW: &str = "mainstay_model_probe_row_seconds";
 const LEDGER_RECORDS: &str = "mainstay_ledger_records_total";
 const LEDGER_FAILED: &str = "mainstay_ledger_commits_failed_total";
+const BUDGET_AMOUNT: &str = "mainstay_budget_amount";
+const BUDGET_SPENT: &str = "mainstay_budget_spent";
 const LEDGER_WAITING: &str = "mainstay_ledger_records_waiting";
 const ROLLOUT_SHARE: &str = "mainstay_rollout_share";
 const ROLLOUT_GUARDRAIL: &str = "mainstay_rollout_guardrail";
@@ -187,6 +189,8 @@ impl Metrics {
             describe_gauge!(PROBE_ROW, Unit::Seconds, "Time of one row, measured by the probe");
             describe_counter!(LEDGER_RECORDS, "Records in the ledger since it began");
             describe_counter!(LEDGER_FAILED, "Groups of records that could not be written");
+            describe_gauge!(BUDGET_AMOUNT, "What interventions may cost in this period, 0 where there is no budget");
+            describe_gauge!(BUDGET_SPENT, "What they cost in this period");
             describe_gauge!(LEDGER_WAITING, "Records that wait to be written");
             describe_gauge!(BUILD_INFO, "1, with the version of this server");
             gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
@@ -305,6 +309,14 @@ impl Metrics {
     /// A rollout of `model` moved by itself.
     pub fn rollout_moved(&self, model: &str, verb: &'static str) {
         self.register(|| counter!(ROLLOUT_MOVES, "model" => model.to_owned(), "verb" => verb)).increment(1);
+    }
+
+    /// What the interventions of `model` may cost in the period that it is, and what they do.
+    pub fn budget(&self, model: &str, amount: f64, spent: f64) {
+        self.register(|| {
+            gauge!(BUDGET_AMOUNT, "model" => model.to_owned()).set(amount);
+            gauge!(BUDGET_SPENT, "model" => model.to_owned()).set(spent);
+        });
     }
 
     /// How the ledger fares: records, failed commits, and records in wait.

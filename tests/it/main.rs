@@ -14,4 +14,5 @@ mod reasons;
 mod score;
 mod service;
 mod slots;
+mod spend;
 mod startup;

@@ -1,6 +1,7 @@
 //! The policy document (TOML): reading it, and every law that it can break, all told at once, each with its line. The content hash is
 //! computed by the caller, so that this stays free of cryptography. What needs a model's dictionary is judged in `policy_fit`.
 
+mod bounds;
 mod rules;
 mod table;
 
@@ -9,7 +10,7 @@ use toml::de::{DeTable, DeValue};
 use super::condition::At;
 use super::interval::Interval;
 use super::money::Money;
-use super::policy::{Capacity, Intervention, NONE, Objective, Period, Policy, Tier};
+use super::policy::{Capacity, Intervention, NONE, Objective, Policy, Tier};
 use super::policy_fit::{overlaps, stake_problems, strange};
 use rules::Rules;
 use table::{Item, Reader, Table, did_you_mean, is_word};
@@ -39,6 +40,8 @@ const KEYS: &[&str] = &[
     "segments",
     "context",
     "waivers",
+    "budget",
+    "holdout",
 ];
 
 /// Reads the document `text`, whose content hash is `version`.
@@ -75,6 +78,8 @@ impl Reader {
         let segments = self.segments(root, &mut rules, &tiers, &interventions, objective);
         let value_at_stake = self.value_at_stake(root, &mut rules, objective);
         self.waivers(root, &rules);
+        let budget = self.budget(root);
+        let holdout = self.holdout(root, &name);
 
         let fields = rules.fields;
         let domain_of = |field: usize| fields.get(field)?.context.as_ref();
@@ -97,6 +102,8 @@ impl Reader {
             interventions,
             tiers,
             segments,
+            budget,
+            holdout,
         }
     }
 
@@ -182,15 +189,7 @@ impl Reader {
             }
             Some(count as u32)
         });
-        let per = self.need(&table, "per").and_then(|item| match self.text(&item)?.as_str() {
-            "day" => Some(Period::Day),
-            "week" => Some(Period::Week),
-            "month" => Some(Period::Month),
-            _ => {
-                self.problem(&item.at, "expected \"day\", \"week\" or \"month\"");
-                None
-            }
-        });
+        let per = self.need(&table, "per").and_then(|item| self.period(&item));
         Some(Capacity { count: count?, per: per? })
     }
 

@@ -1,0 +1,80 @@
+//! What bounds a policy as a whole: its budget, and the customers whom it leaves alone.
+
+use super::super::budget::Budget;
+use super::super::holdout::Holdout;
+use super::super::money::Money;
+use super::super::policy::Period;
+use super::table::{Item, Reader, Table};
+
+impl Reader {
+    pub(super) fn budget(&mut self, root: &Table) -> Option<Budget> {
+        let item = self.get(root, "budget")?;
+        let table = self.table(&item)?;
+        self.only(&table, &["amount", "period"]);
+        let amount = self.need(&table, "amount").and_then(|item| {
+            let units = self.number(&item)?;
+            // The bound keeps every sum of costs exact as a double.
+            let money = Money::from_units(units).filter(|_| (0.0..=1e9).contains(&units));
+            if money.is_none() {
+                self.problem(&item.at, "expected 0 to 1000000000, with at most six decimals");
+            }
+            money
+        });
+        let period = self.need(&table, "period").and_then(|item| self.period(&item));
+        Some(Budget { amount: amount?, period: period? })
+    }
+
+    pub(super) fn period(&mut self, item: &Item) -> Option<Period> {
+        let text = self.text(item)?;
+        let found = [Period::Day, Period::Week, Period::Month].into_iter().find(|period| period.name() == text);
+        if found.is_none() {
+            self.problem(&item.at, "expected \"day\", \"week\" or \"month\"");
+        }
+        found
+    }
+
+    pub(super) fn holdout(&mut self, root: &Table, name: &str) -> Option<Holdout> {
+        let item = self.get(root, "holdout")?;
+        let table = self.table(&item)?;
+        self.only(&table, &["share", "salt"]);
+        let share = self.need(&table, "share").and_then(|item| {
+            let share = self.number(&item)?;
+            if !(0.0..=1.0).contains(&share) {
+                self.problem(&item.at, "expected a share from 0 to 1");
+            }
+            Some(share)
+        });
+        let salt = match self.get(&table, "salt") {
+            Some(item) => self.text(&item)?,
+            None => name.to_owned(),
+        };
+        Some(Holdout::new(share?, &salt))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::parse;
+
+    const DEFAULT: &str = include_str!("../../../models/policy/default.toml");
+
+    #[test]
+    fn a_budget_and_a_holdout_are_read_and_checked() {
+        let with = |text: &str| parse(&format!("{DEFAULT}\n{text}"), "v");
+        let policy = with("[budget]\namount = 50000.5\nperiod = \"week\"\n[holdout]\nshare = 0.05").expect("legal");
+        let budget = policy.budget().expect("a budget");
+        assert_eq!((budget.amount.micros(), budget.period.name()), (50_000_500_000, "week"));
+        assert_eq!(policy.holdout().map(|holdout| holdout.share()), Some(0.05));
+        assert!(!policy.is_plain());
+        let salted = with("[holdout]\nshare = 0.5\nsalt = \"other\"").expect("legal");
+        let named = with("[holdout]\nshare = 0.5").expect("legal");
+        let differs = (0..100).any(|at| salted.holds_out(&at.to_string()) != named.holds_out(&at.to_string()));
+        assert!(differs);
+        let problems = with("[budget]\namount = -1\nperiod = \"year\"\ncolour = 1\n[holdout]\nshare = 1.5\nsalt = 2");
+        let problems = problems.expect_err("illegal").join("\n");
+        for told in ["budget.amount: expected 0", "budget.period: expected \"day\"", "colour", "holdout.share", "salt"]
+        {
+            assert!(problems.contains(told), "{told} in {problems}");
+        }
+    }
+}
