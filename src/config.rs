@@ -181,7 +181,7 @@ impl Config {
                 section("models", vec![("serve", format!("\"{}\" stands more than once", entry.name))]);
             }
             for text in [&entry.name, &entry.version] {
-                if !crate::domain::card::is_identifier(text) {
+                if !crate::domain::bundle::card::is_identifier(text) {
                     section("models", vec![("serve", format!("\"{text}\" is not the name or version of a bundle"))]);
                 }
             }

@@ -4,9 +4,9 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 
-use crate::domain::assessment::{Offer, REFUSED};
 use crate::domain::policy::Policy;
-use crate::domain::policy_document;
+use crate::domain::policy::assessment::{Offer, REFUSED};
+use crate::domain::policy::document;
 use crate::http;
 use crate::ledger::{Extra, Inputs, Recorded};
 use crate::model::{LoadOptions, Model, Runtime};
@@ -109,8 +109,7 @@ impl<'r> Replay<'r> {
         });
         let model = model.as_ref().map_err(Clone::clone)?;
         let policy = self.policies.entry(recorded.policy_version.clone()).or_insert_with(|| {
-            policy_document::parse(&recorded.policy_document, &recorded.policy_version)
-                .map_err(|problems| problems.join("; "))
+            document::parse(&recorded.policy_document, &recorded.policy_version).map_err(|problems| problems.join("; "))
         });
         let policy = policy.as_ref().map_err(Clone::clone)?;
 

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use mainstay::app::setup;
 use mainstay::config::{Config, Sources};
-use mainstay::domain::baseline::Histogram;
-use mainstay::domain::feature::{Feature, Kind, Missing};
+use mainstay::domain::bundle::baseline::Histogram;
+use mainstay::domain::bundle::feature::{Feature, Kind, Missing};
 use mainstay::domain::record::{Record, Value};
 use mainstay::engine::{Engine, Serving};
 use mainstay::http::Shared;

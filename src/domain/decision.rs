@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use super::assessment::{Choice, Trace};
-use super::id::DecisionId;
-use super::policy::{Intervention, Policy, Tier};
-use super::reason::Explanation;
-use super::score::Score;
+use crate::domain::id::DecisionId;
+use crate::domain::policy::assessment::{Choice, Trace};
+use crate::domain::policy::{Intervention, Policy, Tier};
+use crate::domain::reason::Explanation;
+use crate::domain::score::Score;
 
 /// The role of the model that answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]

@@ -1,43 +1,19 @@
 //! Floor 0, the law: pure values and functions. No async, no clock, no randomness, no input or output lives here,
 //! so everything on this floor can be tested as arithmetic.
 
-pub mod allocation;
-pub mod assessment;
 pub mod assignment;
-pub mod baseline;
-pub mod budget;
-pub mod card;
-pub mod comparison;
-pub mod condition;
+pub mod bundle;
 pub mod decision;
-pub mod drift;
-pub mod experiment;
-pub mod feature;
 pub mod forest;
-pub mod golden;
-pub mod guardrail;
-pub mod holdout;
 pub mod id;
 pub mod interval;
-pub mod linear;
 pub mod money;
-pub mod moves;
 pub mod nearest;
-pub mod off_policy;
 pub mod outcome;
-pub mod pacing;
 pub mod policy;
-pub mod policy_document;
-pub mod policy_fit;
-pub mod protected;
 pub mod reason;
 pub mod record;
 pub mod rollout;
-pub mod schema;
 pub mod score;
-pub mod sequential;
-pub mod shap;
-mod shap_tables;
-pub mod shapley;
-pub mod slots;
+pub mod statistics;
 pub mod violation;

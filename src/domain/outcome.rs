@@ -1,11 +1,11 @@
 //! The outcome: what a customer did after a decision, as a caller tells of it. Reading it collects every violation; whether its
 //! decision is there is the ledger's business.
 
-use super::id::DecisionId;
-use super::money::Money;
-use super::nearest::nearest;
-use super::record::Value;
-use super::violation::{self, LISTED_MAX, Violation, pointer};
+use crate::domain::id::DecisionId;
+use crate::domain::money::Money;
+use crate::domain::nearest::nearest;
+use crate::domain::record::Value;
+use crate::domain::violation::{self, LISTED_MAX, Violation, pointer};
 
 /// The longest id of a caller's own, in characters.
 pub const SOURCE_ID_MAX: usize = 128;

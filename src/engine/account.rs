@@ -1,5 +1,5 @@
 //! The spend account of a model name: what the budget of its policy has left, taken before an intervention is offered and given back when
-//! the offer could not be recorded. The ledger is the one home of what was spent; how the price moves is in `domain::pacing`.
+//! the offer could not be recorded. The ledger is the one home of what was spent; how the price moves is in `domain::policy::pacing`.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -8,10 +8,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arc_swap::ArcSwap;
 
 use super::{Error, shelf};
-use crate::domain::assessment::{Assessment, Choice};
-use crate::domain::budget::Budget;
 use crate::domain::money::Money;
-use crate::domain::pacing::{Pacer, Settings};
+use crate::domain::policy::assessment::{Assessment, Choice};
+use crate::domain::policy::budget::Budget;
+use crate::domain::policy::pacing::{Pacer, Settings};
 use crate::domain::policy::{Objective, Policy};
 use crate::ledger::{self, Ledger};
 
@@ -235,7 +235,7 @@ fn spent(ledger: &Ledger, name: &str, currency: &str, from_ms: u64) -> Result<(M
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::policy_document;
+    use crate::domain::policy::document;
     use crate::domain::score::Score;
     use proptest::prelude::*;
 
@@ -270,7 +270,7 @@ amount = {amount:?}
 period = "day"
 "#
         );
-        policy_document::parse(&document, "v").unwrap_or_else(|problems| panic!("{}", problems.join("\n")))
+        document::parse(&document, "v").unwrap_or_else(|problems| panic!("{}", problems.join("\n")))
     }
 
     fn account(policy: &Policy) -> Account {

@@ -2,11 +2,11 @@
 //! the last bit, by what decided then, is the business of `replay`.
 
 use super::{Engine, Error, shelf};
-use crate::domain::comparison::{Comparer, Comparison, Decided};
-use crate::domain::condition::Known;
 use crate::domain::policy::Policy;
-use crate::domain::policy_fit::Binding;
+use crate::domain::policy::condition::Known;
+use crate::domain::policy::fit::Binding;
 use crate::domain::record::Record;
+use crate::domain::rollout::comparison::{Comparer, Comparison, Decided};
 use crate::domain::score::Score;
 use crate::ledger::{Inputs, Recorded};
 use crate::model::Model;

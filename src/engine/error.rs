@@ -1,6 +1,6 @@
 //! What the engine can refuse or fail at; `http::problem` turns it into a status.
 
-use crate::domain::moves::Illegal;
+use crate::domain::rollout::moves::Illegal;
 use crate::domain::violation::Violation;
 use crate::{ledger, model};
 

@@ -9,11 +9,11 @@ use super::account::Balance;
 use super::shelf;
 use super::slots::{Deck, Delivery, Held};
 use super::{Engine, Error};
-use crate::domain::comparison::Comparison;
-use crate::domain::guardrail::{Reading, Verdict, verdict};
-use crate::domain::moves::{Illegal, Move};
 use crate::domain::rollout::Plan;
-use crate::domain::slots::{Colour, Slots};
+use crate::domain::rollout::comparison::Comparison;
+use crate::domain::rollout::guardrail::{Reading, Verdict, verdict};
+use crate::domain::rollout::moves::{Illegal, Move};
+use crate::domain::rollout::slots::{Colour, Slots};
 use crate::ledger::{self, Change, Recalled};
 use crate::model;
 

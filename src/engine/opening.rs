@@ -8,7 +8,7 @@ use super::shelf;
 use super::slots::{Deck, Held, SERVICE, place};
 use super::{Engine, Entry, Error};
 use crate::domain::policy::Policy;
-use crate::domain::slots::Slots;
+use crate::domain::rollout::slots::Slots;
 use crate::ledger::{self, Change, Ledger};
 
 impl Deck {

@@ -9,10 +9,10 @@ use serde::{Deserialize, Serialize};
 use super::serving::Watches;
 use super::slots::{Deck, Delivery, Held, SERVICE};
 use super::{Ask, Engine, Error, Moved};
-use crate::domain::guardrail::{self, Limits, Reading, Verdict, verdict};
-use crate::domain::moves::Move;
+use crate::domain::rollout::guardrail::{self, Limits, Reading, Verdict, verdict};
+use crate::domain::rollout::moves::Move;
 use crate::domain::rollout::{Exposure, Next, Plan, Rollout, Step};
-use crate::domain::sequential::RateTest;
+use crate::domain::statistics::sequential::RateTest;
 use crate::ledger::Pending;
 
 /// How long a challenger may owe scores without giving any before it counts as dead.

@@ -7,10 +7,10 @@ use std::sync::atomic::AtomicU64;
 
 use sha2::{Digest, Sha256};
 
-use crate::domain::card::Card;
+use crate::domain::bundle::card::Card;
 use crate::domain::policy::Policy;
-use crate::domain::policy_document;
-use crate::domain::slots::{Placed, PolicyRef};
+use crate::domain::policy::document;
+use crate::domain::rollout::slots::{Placed, PolicyRef};
 use crate::model::{self, LoadOptions, Model, Runtime};
 
 /// Where models come from.
@@ -104,7 +104,7 @@ pub fn read_policy(path: &Path) -> Result<Policy, PolicyError> {
     let text = std::fs::File::open(path).and_then(|file| {
         use std::io::Read;
         let mut text = String::new();
-        file.take(policy_document::BYTES_MAX as u64 + 1).read_to_string(&mut text)?;
+        file.take(document::BYTES_MAX as u64 + 1).read_to_string(&mut text)?;
         Ok(text)
     });
     parse_policy(&text.map_err(file)?)
@@ -115,7 +115,7 @@ pub fn read_policy(path: &Path) -> Result<Policy, PolicyError> {
 ///
 /// Errors: every problem.
 pub fn parse_policy(document: &str) -> Result<Policy, Vec<String>> {
-    policy_document::parse(document, &policy_digest(document)[..16])
+    document::parse(document, &policy_digest(document)[..16])
 }
 
 pub(super) fn policy_ref(policy: &Policy) -> PolicyRef {
@@ -129,7 +129,7 @@ fn policy_digest(document: &str) -> String {
 /// How the dictionary of `next` differs from that of `live`, as sentences; those that would have requests refused which are legal
 /// now come as the second list.
 pub(super) fn differences(live: &Card, next: &Card) -> (Vec<String>, Vec<String>) {
-    use crate::domain::feature::Missing;
+    use crate::domain::bundle::feature::Missing;
     let (mut harmless, mut breaking) = (Vec::new(), Vec::new());
     for feature in &next.features {
         match live.features.iter().find(|known| known.name == feature.name) {

@@ -1,5 +1,5 @@
 //! The slots at work: a deck for each model name, with what stands in its slots, loaded and warm. Every move is checked by the law
-//! in `domain::slots`, written to the journal, and only then published, in one store.
+//! in `domain::rollout::slots`, written to the journal, and only then published, in one store.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
@@ -9,10 +9,10 @@ use super::rollout::Evidence;
 use super::serving::{Candidate, Serving, Trial, Watches};
 use super::shelf::{self, Loaded};
 use super::{Ask, Engine, Error, Moved};
-use crate::domain::moves::Move;
 use crate::domain::policy::Policy;
+use crate::domain::rollout::moves::Move;
+use crate::domain::rollout::slots::{Colour, Slots};
 use crate::domain::rollout::{Exposure, Rollout};
-use crate::domain::slots::{Colour, Slots};
 use crate::ledger::{Answered, Change, Pending};
 
 /// Who moves when no person does.

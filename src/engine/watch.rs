@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::domain::guardrail::{LATENCY_BINS, Observed, latency_bin};
+use crate::domain::rollout::guardrail::{LATENCY_BINS, Observed, latency_bin};
 use crate::domain::score::Score;
 use crate::model;
 

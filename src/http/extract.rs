@@ -14,7 +14,7 @@ use super::Shared;
 use super::problem::{Code, Problem};
 use crate::domain::decision::Arm;
 use crate::domain::nearest::nearest;
-use crate::domain::policy_fit::audit_violations;
+use crate::domain::policy::fit::audit_violations;
 use crate::domain::reason::{REASONS_DEFAULT, REASONS_MAX};
 use crate::domain::record::{Entries, Record, Value};
 use crate::domain::violation::{self, LISTED_MAX, Violation, pointer};

@@ -7,9 +7,9 @@ use serde_json::{Map, Value, json};
 use utoipa::OpenApi;
 
 use super::Shared;
-use crate::domain::card::Card;
-use crate::domain::condition::{self, Domain};
-use crate::domain::feature::{Feature, Kind, Missing, Scalar, Unknown};
+use crate::domain::bundle::card::Card;
+use crate::domain::bundle::feature::{Feature, Kind, Missing, Scalar, Unknown};
+use crate::domain::policy::condition::{self, Domain};
 use crate::engine::Catalogue;
 use crate::model::Model;
 

@@ -12,7 +12,7 @@ use serde::Serialize;
 use utoipa::{IntoResponses, ToSchema};
 
 use super::json;
-use crate::domain::moves::Illegal;
+use crate::domain::rollout::moves::Illegal;
 use crate::domain::violation::Violation;
 use crate::engine;
 use crate::telemetry::Metrics;

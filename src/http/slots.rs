@@ -13,8 +13,8 @@ use utoipa::{IntoParams, ToSchema};
 use super::problem::{self, Code, Problem};
 use super::wire_slots::{Done, History, Slots, SlotsList};
 use super::{Shared, blocking, extract, long};
-use crate::domain::comparison::Comparison;
-use crate::domain::guardrail::Limits;
+use crate::domain::rollout::comparison::Comparison;
+use crate::domain::rollout::guardrail::Limits;
 use crate::domain::rollout::{Plan, Step};
 use crate::domain::violation::{self, Violation};
 use crate::engine::{Ask, SERVICE, Verb};
@@ -258,7 +258,7 @@ pub(super) async fn try_policy(
 async fn read(shared: &Shared, headers: &HeaderMap, body: Body) -> Result<Vec<u8>, Problem> {
     extract::media_type(headers, &[extract::JSON])?;
     // A policy document is the largest thing that is sent here.
-    let bytes_max = 2 * crate::domain::policy_document::BYTES_MAX;
+    let bytes_max = 2 * crate::domain::policy::document::BYTES_MAX;
     Ok(extract::whole(headers, body, bytes_max, shared.limits.body_timeout()).await?.to_vec())
 }
 
@@ -284,7 +284,7 @@ fn parse(shared: &Shared, verb: &str, body: &[u8]) -> Result<(Verb, Ask), Proble
             if replay_last > rows_max {
                 return Err(wrong("/replay_last", format!("at most {rows_max}")));
             }
-            if !crate::domain::card::is_identifier(&version) {
+            if !crate::domain::bundle::card::is_identifier(&version) {
                 return Err(wrong("/version", "the version of a bundle".to_owned()));
             }
             Ok((Verb::Stage { version, allow_breaking, replay: replay_last }, ask(by, why)))
@@ -331,7 +331,7 @@ fn parse(shared: &Shared, verb: &str, body: &[u8]) -> Result<(Verb, Ask), Proble
         "abort" => plain(Verb::Abort),
         "undo_policy" => plain(Verb::UndoPolicy),
         _ => {
-            let verbs = crate::domain::moves::VERBS.join(", ");
+            let verbs = crate::domain::rollout::moves::VERBS.join(", ");
             Err(Problem::new(Code::NotFound, format!("no such verb; there are {verbs}")))
         }
     }

@@ -240,7 +240,7 @@ pub(super) struct ModelDetail<'m> {
     probe: Probe,
     /// The model card: lineage, training, metrics, limits and the feature dictionary, as in the bundle's manifest.
     #[schema(value_type = Object)]
-    card: &'m crate::domain::card::Card,
+    card: &'m crate::domain::bundle::card::Card,
 }
 
 /// What the probe measured.

@@ -4,7 +4,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::wire::FeatureValue;
-use crate::domain::feature::Scalar;
+use crate::domain::bundle::feature::Scalar;
 use crate::domain::reason::{self, Explanation};
 
 /// A customer of whom nothing is known: this and the contributions of all features sum up to the score.

@@ -4,11 +4,11 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::wire_records::time;
-use crate::domain::comparison::Comparison;
-use crate::domain::guardrail::{Reading, Verdict};
 use crate::domain::money::Money;
 use crate::domain::rollout;
-use crate::domain::slots::{Approval, Colour, Role};
+use crate::domain::rollout::comparison::Comparison;
+use crate::domain::rollout::guardrail::{Reading, Verdict};
+use crate::domain::rollout::slots::{Approval, Colour, Role};
 use crate::engine::{Balance, Moved, Standing};
 use crate::ledger::Recalled;
 

@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::keys::Keys;
 use super::writer::Writer;
 use super::{Action, Error};
-use crate::domain::slots::Slots;
+use crate::domain::rollout::slots::Slots;
 
 /// Answers that are kept for requests that come again.
 const ANSWERS_MAX: i64 = 1_000;

@@ -9,10 +9,10 @@ use sha2::{Digest, Sha256};
 
 use super::keys::{Keys, Link, Pseudonym};
 use super::outcomes::OutcomeDraft;
-use crate::domain::assessment::{Choice, Trace};
 use crate::domain::decision::{Decision, ModelId};
 use crate::domain::id::DecisionId;
 use crate::domain::policy::Policy;
+use crate::domain::policy::assessment::{Choice, Trace};
 use crate::domain::reason;
 
 /// What happened.

@@ -1,5 +1,5 @@
 //! Opening a bundle: everything that models/README.md promises is checked here, before ONNX Runtime sees a byte.
-//! What the card says is judged in `domain::card`, the graph in `graph`.
+//! What the card says is judged in `domain::bundle::card`, the graph in `graph`.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -10,10 +10,10 @@ use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 
 use super::{Error, graph};
-use crate::domain::baseline::Baseline;
-use crate::domain::card::Card;
-use crate::domain::golden::Golden;
-use crate::domain::schema::Schema;
+use crate::domain::bundle::baseline::Baseline;
+use crate::domain::bundle::card::Card;
+use crate::domain::bundle::golden::Golden;
+use crate::domain::bundle::schema::Schema;
 
 const MANIFEST: &str = "manifest.json";
 const GRAPH: &str = "model.onnx";

@@ -4,12 +4,12 @@ use std::ops::Range;
 
 use super::trees::{self, Additive};
 use super::{Bundle, Error, lanes::Lanes};
-use crate::domain::golden::TOLERANCE;
-use crate::domain::linear::{Linear, means};
+use crate::domain::bundle::golden::TOLERANCE;
+use crate::domain::reason::linear::{Linear, means};
+use crate::domain::reason::shap::Attribution;
+use crate::domain::reason::shapley;
 use crate::domain::reason::{Contributions, Method};
 use crate::domain::score::Platt;
-use crate::domain::shap::Attribution;
-use crate::domain::shapley;
 
 /// Golden rows that an estimate has as its background, at most.
 const BACKGROUND_MAX: usize = 64;

@@ -3,7 +3,7 @@
 
 use prost::Message;
 
-use crate::domain::card::GraphShape;
+use crate::domain::bundle::card::GraphShape;
 
 /// The operator sets that a graph may use.
 const DOMAINS: [&str; 3] = ["", "ai.onnx", "ai.onnx.ml"];

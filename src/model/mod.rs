@@ -17,13 +17,13 @@ pub use bundle::Bundle;
 pub use probe::Probe;
 pub use session::Runtime;
 
-use crate::domain::baseline::Baseline;
-use crate::domain::card::Card;
+use crate::domain::bundle::baseline::Baseline;
+use crate::domain::bundle::card::Card;
+use crate::domain::bundle::feature::Scalar;
+use crate::domain::bundle::golden;
+use crate::domain::bundle::schema::Schema;
 use crate::domain::decision::ModelId;
-use crate::domain::feature::Scalar;
-use crate::domain::golden;
 use crate::domain::reason::{Book, Contributions, Method};
-use crate::domain::schema::Schema;
 use crate::domain::score::{Platt, Score};
 
 /// What can go wrong between a directory and a score.

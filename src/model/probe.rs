@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use super::lanes::Lanes;
 use super::{Bundle, Error};
+use crate::domain::bundle::golden::TOLERANCE;
 use crate::domain::decision::ModelId;
-use crate::domain::golden::TOLERANCE;
 use crate::domain::score::Platt;
 
 /// Single rows run on each lane to warm it up and to measure it.

@@ -10,7 +10,7 @@ use ort::session::{HasSelectedOutputs, OutputSelector, RunOptions, Session, buil
 use ort::value::TensorRef;
 
 use super::{Error, elf};
-use crate::domain::card::GraphShape;
+use crate::domain::bundle::card::GraphShape;
 
 /// ONNX Runtime allows one environment in a process, never a second one, not even after the first is gone.
 static RUNTIME: OnceLock<Runtime> = OnceLock::new();

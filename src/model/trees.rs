@@ -5,9 +5,9 @@
 use std::collections::HashMap;
 
 use super::graph::{GraphProto, NodeProto, decode};
-use crate::domain::card::GraphShape;
+use crate::domain::bundle::card::GraphShape;
 use crate::domain::forest::{Forest, Node, Split, Step, bound_of_at_most, bound_of_less};
-use crate::domain::linear::Linear;
+use crate::domain::reason::linear::Linear;
 
 /// `TensorProto.DataType.FLOAT`.
 const FLOAT: i64 = 1;
@@ -279,7 +279,7 @@ impl Attributes<'_> {
 mod tests {
     use super::super::graph::AttributeProto;
     use super::*;
-    use crate::domain::shap::Attribution;
+    use crate::domain::reason::shap::Attribution;
 
     fn shape(output_columns: usize) -> GraphShape {
         let output_column = output_columns - 1;

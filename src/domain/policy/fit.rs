@@ -2,11 +2,11 @@
 //! rule can hold, no two segments can hold at once. What is bound reads the fields of a record for the rules.
 
 use super::condition::{At, Condition, Domain, Field, Kind, Known, Missing, Values, can_meet};
-use super::feature::Feature;
-use super::nearest::nearest;
-use super::policy::{Policy, Segment, Stake};
-use super::record::{Entries, Record, Value};
-use super::violation::{Code, LISTED_MAX, Violation, pointer};
+use super::{Policy, Segment, Stake};
+use crate::domain::bundle::feature::Feature;
+use crate::domain::nearest::nearest;
+use crate::domain::record::{Entries, Record, Value};
+use crate::domain::violation::{Code, LISTED_MAX, Violation, pointer};
 
 /// The greatest value at stake, in currency units.
 pub const STAKE_MAX: f64 = 1e9;
@@ -219,16 +219,16 @@ pub fn audit_violations(context: &Entries) -> Vec<Violation> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::document;
     use super::*;
-    use crate::domain::policy_document;
 
     fn problems(rules: &str) -> String {
         let text = format!(
             "name = \"p\"\ndescription = \"\"\ncurrency = \"EUR\"\n[[tiers]]\nname = \"all\"\nscore = \"[0, 1]\"\nintervention = \"none\"\n{rules}"
         );
         let dictionary: Vec<Feature> =
-            serde_json::from_str(include_str!("../../tests/data/dictionary.json")).expect("a dictionary");
-        let policy = policy_document::parse(&text, "v").unwrap_or_else(|problems| panic!("{}", problems.join("\n")));
+            serde_json::from_str(include_str!("../../../tests/data/dictionary.json")).expect("a dictionary");
+        let policy = document::parse(&text, "v").unwrap_or_else(|problems| panic!("{}", problems.join("\n")));
         policy.bind(&dictionary).map_or_else(|problems| problems.join("\n"), |_| "fits".to_owned())
     }
 

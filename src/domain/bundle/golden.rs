@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::feature::Scalar;
-use super::record::Value;
 use super::schema::Schema;
+use crate::domain::record::Value;
 
 /// How far a served score may be from the trainer's, in probability.
 pub const TOLERANCE: f64 = 1e-5;

@@ -1,12 +1,22 @@
 //! The policy in force: which tier a score belongs to, which segment a customer, and what there is to offer. How a document becomes a
-//! policy is in `policy_document`, how it is bound to a model's dictionary in `policy_fit`, and what it makes of a customer in `assessment`.
+//! policy is in `document`, how it is bound to a model's dictionary in `fit`, and what it makes of a customer in `assessment`.
 
-use super::budget::Budget;
-use super::condition::{Condition, Field, Known};
-use super::holdout::Holdout;
-use super::interval::Interval;
-use super::money::Money;
-use super::score::Score;
+pub mod allocation;
+pub mod assessment;
+pub mod budget;
+pub mod condition;
+pub mod document;
+pub mod experiment;
+pub mod fit;
+pub mod holdout;
+pub mod pacing;
+
+use crate::domain::interval::Interval;
+use crate::domain::money::Money;
+use crate::domain::score::Score;
+use budget::Budget;
+use condition::{Condition, Field, Known};
+use holdout::Holdout;
 
 /// The action that does nothing and costs nothing; every policy knows it.
 pub const NONE: &str = "none";

@@ -3,8 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::drift;
-use super::sequential::{RateTest, difference_interval, share_interval};
+use crate::domain::statistics::drift;
+use crate::domain::statistics::sequential::{RateTest, difference_interval, share_interval};
 
 /// Bins of the latency histogram.
 pub const LATENCY_BINS: usize = 100;

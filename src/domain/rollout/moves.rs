@@ -1,6 +1,6 @@
 //! The moves that the slots of a model know, by name. Which of them is legal when, and what it leads to, is in `slots`.
 
-use super::rollout::Plan;
+use super::Plan;
 use super::slots::PolicyRef;
 
 /// A move.

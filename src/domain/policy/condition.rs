@@ -5,11 +5,11 @@ use std::fmt;
 
 use smallvec::SmallVec;
 
-use super::feature::{self, Feature, Scalar, Unknown};
-use super::interval::Interval;
-use super::nearest::nearest;
-use super::record::Value;
-use super::violation::Code;
+use crate::domain::bundle::feature::{self, Feature, Scalar, Unknown};
+use crate::domain::interval::Interval;
+use crate::domain::nearest::nearest;
+use crate::domain::record::Value;
+use crate::domain::violation::Code;
 
 /// Where something stands in a document.
 #[derive(Debug, Clone, PartialEq)]

@@ -1,7 +1,7 @@
 //! Allocation: which row gets which offer, so that a given budget buys the most value: at most one offer for each row, never over
 //! the budget, and with a bound that tells how far from the best the answer can be. Spending as customers come is in `pacing`.
 
-use super::money::Money;
+use crate::domain::money::Money;
 
 /// The greatest size of a value.
 pub const VALUE_MAX: f64 = 1e12;

@@ -3,8 +3,8 @@
 use toml::de::{DeArray, DeTable, DeValue};
 
 use super::super::condition::At;
-use super::super::nearest::nearest;
-use super::super::policy_fit::told;
+use super::super::fit::told;
+use crate::domain::nearest::nearest;
 
 /// The longest text of a document, in bytes.
 const TEXT_MAX: usize = 1_024;

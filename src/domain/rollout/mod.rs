@@ -1,9 +1,14 @@
 //! The rollout: the trial of a challenger, as a pure machine of steps. Shadow and canary are kinds of steps, not features of their
 //! own. Where the models stand is in `slots`; how the verdict comes about, in `guardrail`.
 
+pub mod comparison;
+pub mod guardrail;
+pub mod moves;
+pub mod slots;
+
 use serde::{Deserialize, Serialize};
 
-use super::guardrail::{Limits, Reading, Verdict};
+use guardrail::{Limits, Reading, Verdict};
 
 /// The most steps of one plan.
 pub const STEPS_MAX: usize = 32;

@@ -4,9 +4,9 @@
 use smallvec::SmallVec;
 
 use super::condition::Known;
-use super::money::Money;
-use super::policy::{Intervention, Objective, Policy};
-use super::score::Score;
+use super::{Intervention, Objective, Policy};
+use crate::domain::money::Money;
+use crate::domain::score::Score;
 
 /// What could be done about a customer.
 #[derive(Debug, Clone, PartialEq)]
@@ -247,22 +247,22 @@ impl Assessment {
 
 #[cfg(test)]
 mod tests {
+    use super::super::document;
+    use super::super::fit::Binding;
     use super::*;
-    use crate::domain::feature::Feature;
-    use crate::domain::policy_document;
-    use crate::domain::policy_fit::Binding;
+    use crate::domain::bundle::feature::Feature;
     use crate::domain::record::{Record, Value};
     use proptest::prelude::*;
 
-    const VALUE: &str = include_str!("../../models/policy/value.toml");
+    const VALUE: &str = include_str!("../../../models/policy/value.toml");
 
     fn policy(text: &str) -> Policy {
-        policy_document::parse(text, "v").unwrap_or_else(|problems| panic!("{}", problems.join("\n")))
+        document::parse(text, "v").unwrap_or_else(|problems| panic!("{}", problems.join("\n")))
     }
 
     fn bound(text: &str) -> (Policy, Binding) {
         let card: serde_json::Value =
-            serde_json::from_str(include_str!("../../models/telco-churn/1.0.0/manifest.json")).expect("JSON");
+            serde_json::from_str(include_str!("../../../models/telco-churn/1.0.0/manifest.json")).expect("JSON");
         let features: Vec<Feature> = serde_json::from_value(card["features"].clone()).expect("a dictionary");
         let policy = policy(text);
         let binding = policy.bind(&features).unwrap_or_else(|problems| panic!("{}", problems.join("\n")));
@@ -284,7 +284,7 @@ mod tests {
 
     #[test]
     fn a_policy_that_only_looks_at_scores_has_nothing_to_trace() {
-        let policy = policy(include_str!("../../models/policy/default.toml"));
+        let policy = policy(include_str!("../../../models/policy/default.toml"));
         let (assessment, choice) = policy.decide(score(0.9), &[]);
         assert_eq!(policy.interventions()[choice.intervention].action, "account_manager_call");
         assert_eq!((choice.expected_value, assessment.value_at_stake), (None, None));

@@ -7,8 +7,8 @@ use jiff::civil::Weekday;
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, ToSpan};
 
-use super::money::Money;
-use super::policy::Period;
+use super::Period;
+use crate::domain::money::Money;
 
 /// What may be spent in each period.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! A linear margin: a weight for each column and an intercept. Its SHAP values have a closed form.
 
-use super::baseline::{Baseline, Histogram, Numbers};
-use super::feature::{Feature, Missing, Scalar};
+use crate::domain::bundle::baseline::{Baseline, Histogram, Numbers};
+use crate::domain::bundle::feature::{Feature, Missing, Scalar};
 
 /// `margin = intercept + sum(weight * value)`.
 #[derive(Debug, Clone, PartialEq)]

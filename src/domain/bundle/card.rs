@@ -8,9 +8,9 @@ use jiff::civil::Date;
 use serde::{Deserialize, Serialize};
 
 use super::feature::Feature;
-use super::nearest::nearest;
 use super::protected::why_protected;
 use super::schema::Schema;
+use crate::domain::nearest::nearest;
 
 /// The version of the contract that this server reads.
 pub const FORMAT: u32 = 1;

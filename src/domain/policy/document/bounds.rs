@@ -1,10 +1,10 @@
 //! What bounds a policy as a whole: its budget, and the customers whom it leaves alone.
 
+use super::super::Period;
 use super::super::budget::Budget;
 use super::super::holdout::Holdout;
-use super::super::money::Money;
-use super::super::policy::Period;
 use super::table::{Item, Reader, Table};
+use crate::domain::money::Money;
 
 impl Reader {
     pub(super) fn budget(&mut self, root: &Table) -> Option<Budget> {
@@ -56,7 +56,7 @@ impl Reader {
 mod tests {
     use super::super::parse;
 
-    const DEFAULT: &str = include_str!("../../../models/policy/default.toml");
+    const DEFAULT: &str = include_str!("../../../../models/policy/default.toml");
 
     #[test]
     fn a_budget_and_a_holdout_are_read_and_checked() {

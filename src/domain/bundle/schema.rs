@@ -6,9 +6,9 @@ use std::collections::HashMap;
 use smallvec::{SmallVec, smallvec};
 
 use super::feature::{Feature, Kind, Missing, Scalar, Unknown};
-use super::nearest::nearest;
-use super::record::Value;
-use super::violation::{Code, LISTED_MAX, Violation, pointer};
+use crate::domain::nearest::nearest;
+use crate::domain::record::Value;
+use crate::domain::violation::{Code, LISTED_MAX, Violation, pointer};
 
 /// The compiled feature dictionary of one model.
 #[derive(Debug)]
@@ -246,7 +246,7 @@ mod tests {
     use std::borrow::Cow;
 
     fn dictionary() -> Vec<Feature> {
-        serde_json::from_str(include_str!("../../tests/data/dictionary.json")).expect("a legal dictionary")
+        serde_json::from_str(include_str!("../../../tests/data/dictionary.json")).expect("a legal dictionary")
     }
 
     fn text(text: &str) -> Value<'_> {

@@ -2,11 +2,11 @@
 //! explainable AI for trees", 2020): what each feature adds to this margin, where a feature that is not known is averaged over
 //! the training data by the covers. Summed up they are `margin - base`. Forests of ordinary size are answered from `shap_tables`.
 
-use super::forest::{Forest, Split, Step};
 use super::shap_tables::Tables;
+use crate::domain::forest::{Forest, Split, Step};
 
 /// The most players of one leaf: the columns on a path, at most one for each split.
-pub(super) const PLAYERS_MAX: usize = super::forest::DEPTH_MAX;
+pub(super) const PLAYERS_MAX: usize = crate::domain::forest::DEPTH_MAX;
 /// Points of the quadrature that is exact for that many players.
 const POINTS_MAX: usize = PLAYERS_MAX / 2;
 
@@ -242,8 +242,8 @@ fn gauss_legendre(count: usize) -> (Vec<f64>, Vec<f64>) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::forest::{Node, bound_of_at_most, bound_of_less};
     use super::*;
+    use crate::domain::forest::{Node, bound_of_at_most, bound_of_less};
     use proptest::prelude::*;
 
     /// A random tree: splits are `(column, threshold, at_most, nan_below, share below in percent)`, given out in pre-order.

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::money::Money;
+use crate::domain::money::Money;
 
 /// Milliseconds in a day: the time in which the price moves by [`Settings::eta`].
 const DAY_MS: f64 = 86_400_000.0;
@@ -372,8 +372,8 @@ mod micros {
 
 #[cfg(test)]
 mod tests {
+    use super::super::allocation::{Offer, allocate, best};
     use super::*;
-    use crate::domain::allocation::{Offer, allocate, best};
     use proptest::prelude::*;
 
     const DAY: u64 = 86_400_000;

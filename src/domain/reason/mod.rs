@@ -1,11 +1,16 @@
 //! Reasons: which features moved a score most, with the customer's value, the typical one, a stable code and a sentence. The numbers
 //! come from `shap`, `linear` or `shapley`; the words from the feature dictionary.
 
+pub mod linear;
+pub mod shap;
+mod shap_tables;
+pub mod shapley;
+
 use std::sync::Arc;
 
-use super::baseline::{Baseline, Histogram, Numbers};
-use super::feature::{Feature, Scalar};
-use super::record::{Entries, Value};
+use crate::domain::bundle::baseline::{Baseline, Histogram, Numbers};
+use crate::domain::bundle::feature::{Feature, Scalar};
+use crate::domain::record::{Entries, Value};
 
 /// The most reasons of one decision.
 pub const REASONS_MAX: usize = 50;
@@ -231,7 +236,7 @@ mod tests {
         let outer = Numbers { edges: vec![10.0], counts: vec![9, 1], missing: 0 };
         assert_eq!(median(&outer), 10.0);
         let categories = [("a".to_owned(), 3), ("b".to_owned(), 7), ("c".to_owned(), 7)].into();
-        let counted = super::super::baseline::Categories { categories, missing: 0 };
+        let counted = crate::domain::bundle::baseline::Categories { categories, missing: 0 };
         assert_eq!(typical(&Histogram::Category(counted)), Some(Scalar::Text("b".into())));
     }
 

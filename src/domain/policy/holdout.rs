@@ -1,7 +1,7 @@
 //! A holdout: a share of customers who are kept from every intervention, so that what interventions do can be measured. Who they are is
 //! a salted hash: sticky without a store, and independent of the arms of a trial.
 
-use super::assignment;
+use crate::domain::assignment;
 
 /// Who is kept from intervention.
 #[derive(Debug, Clone, PartialEq)]

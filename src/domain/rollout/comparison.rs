@@ -3,10 +3,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::condition::Known;
-use super::money::Money;
-use super::policy::Policy;
-use super::score::Score;
+use crate::domain::money::Money;
+use crate::domain::policy::Policy;
+use crate::domain::policy::condition::Known;
+use crate::domain::score::Score;
 
 /// The quantiles that are told of the differences.
 const QUANTILES: [(&str, f64); 7] =
@@ -161,12 +161,12 @@ impl<'p> Comparer<'p> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::policy_document;
+    use crate::domain::policy::document;
 
     #[test]
     fn counts_who_moves_and_what_it_costs() {
-        let text = include_str!("../../models/policy/default.toml");
-        let policy = policy_document::parse(text, "v").expect("legal");
+        let text = include_str!("../../../models/policy/default.toml");
+        let policy = document::parse(text, "v").expect("legal");
         let decided = |value| Decided::by(&policy, Score::new(value).expect("a score"), &[], "");
         let mut comparer = Comparer::new(&policy, &policy);
         comparer.add(decided(0.9), decided(0.9));

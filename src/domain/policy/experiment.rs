@@ -5,7 +5,7 @@
 use libm::lgamma;
 use serde::{Deserialize, Serialize};
 
-use super::assignment::{place, ticket};
+use crate::domain::assignment::{place, ticket};
 
 /// The most arms of one experiment.
 pub const ARMS_MAX: usize = 16;

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::guardrail::Reading;
 use super::moves::{Illegal, Move, VERBS};
-use super::rollout::{End, Ended, Rollout};
+use super::{End, Ended, Rollout};
 
 /// A place for a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -344,8 +344,8 @@ impl Slots {
 
 #[cfg(test)]
 mod tests {
-    use super::super::rollout;
     use super::*;
+    use crate::domain::rollout;
     use proptest::prelude::*;
 
     fn policy(digest: &str) -> PolicyRef {

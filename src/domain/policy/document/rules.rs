@@ -4,11 +4,11 @@
 use toml::de::DeValue;
 
 use super::super::condition::{Condition, Domain, Field, Fixed, Kind, Missing, Test};
-use super::super::policy::{Intervention, Objective, Segment, Stake, Tier};
-use super::super::policy_fit::AUDIT;
-use super::super::protected::why_protected;
+use super::super::fit::AUDIT;
+use super::super::{Intervention, Objective, Segment, Stake, Tier};
 use super::table::{Item, Reader, Table, did_you_mean, is_word, number};
 use super::{CATEGORIES_MAX, FIELDS_MAX, Interval, SEGMENTS_MAX, falling};
+use crate::domain::bundle::protected::why_protected;
 
 /// What the rules read so far.
 pub(super) struct Rules {
@@ -318,7 +318,7 @@ impl Reader {
         };
         let amount = |reader: &mut Self, item: &Item| {
             let number = reader.number(item)?;
-            if !(0.0..=super::super::policy_fit::STAKE_MAX).contains(&number) {
+            if !(0.0..=super::super::fit::STAKE_MAX).contains(&number) {
                 reader.problem(&item.at, "expected 0 or more, at most 1e9");
             }
             Some(number)

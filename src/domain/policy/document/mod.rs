@@ -1,5 +1,5 @@
 //! The policy document (TOML): reading it, and every law that it can break, all told at once, each with its line. The content hash is
-//! computed by the caller, so that this stays free of cryptography. What needs a model's dictionary is judged in `policy_fit`.
+//! computed by the caller, so that this stays free of cryptography. What needs a model's dictionary is judged in `fit`.
 
 mod bounds;
 mod rules;
@@ -8,10 +8,10 @@ mod table;
 use toml::de::{DeTable, DeValue};
 
 use super::condition::At;
-use super::interval::Interval;
-use super::money::Money;
-use super::policy::{Capacity, Intervention, NONE, Objective, Policy, Tier};
-use super::policy_fit::{overlaps, stake_problems, strange};
+use super::fit::{overlaps, stake_problems, strange};
+use super::{Capacity, Intervention, NONE, Objective, Policy, Tier};
+use crate::domain::interval::Interval;
+use crate::domain::money::Money;
 use rules::Rules;
 use table::{Item, Reader, Table, did_you_mean, is_word};
 
@@ -329,13 +329,13 @@ fn falling(one: &Interval, other: &Interval) -> std::cmp::Ordering {
 
 #[cfg(test)]
 mod tests {
-    use super::super::score::Score;
     use super::*;
+    use crate::domain::score::Score;
     use proptest::prelude::*;
 
-    const DEFAULT: &str = include_str!("../../../models/policy/default.toml");
-    const VALUE: &str = include_str!("../../../models/policy/value.toml");
-    const FOUR_BANDS: &str = include_str!("../../../models/policy/four-bands.toml");
+    const DEFAULT: &str = include_str!("../../../../models/policy/default.toml");
+    const VALUE: &str = include_str!("../../../../models/policy/value.toml");
+    const FOUR_BANDS: &str = include_str!("../../../../models/policy/four-bands.toml");
 
     fn tier(policy: &Policy, score: f64) -> &str {
         let score = Score::new(score).expect("a probability");

@@ -1,0 +1,9 @@
+//! What a bundle says: its card, the feature dictionary and how a record becomes a row of it, baseline and golden rows. Reading
+//! files is `model::bundle`'s.
+
+pub mod baseline;
+pub mod card;
+pub mod feature;
+pub mod golden;
+pub mod protected;
+pub mod schema;
