@@ -69,10 +69,15 @@ impl Engine {
         }
     }
 
-    /// Ends the shadow, writes what waits to be recorded and closes the ledger.
+    /// Ends the shadow, writes what waits to be recorded and closes the ledger. A move that does not end does not hold it up.
     pub fn close(&self) {
         self.closing.store(true, std::sync::atomic::Ordering::Relaxed);
         if let Some(ledger) = &self.ledger {
+            for deck in &self.decks {
+                if let Some(Err(error)) = deck.try_held().map(|mut held| held.pay(ledger)) {
+                    tracing::error!(model = deck.name, cause = %error, "a rollback is not on record");
+                }
+            }
             ledger.close();
         }
     }

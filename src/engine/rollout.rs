@@ -71,6 +71,8 @@ pub(super) struct Evidence {
     before: [(u64, u64); 2],
     /// Since when the challenger owes scores and gives none, and how many it had given then.
     silent: Option<(Instant, u64)>,
+    /// A move that it asks for could not be made.
+    is_stuck: bool,
     /// The guardrails at the last look.
     pub(super) readings: Vec<Reading>,
 }
@@ -170,7 +172,12 @@ impl Engine {
             Ok(_) => self.metrics.rollout_moved(&deck.name, verb),
             // Such as a promotion that lacks an approval: it stays where it is, and is looked at again.
             Err(Error::Illegal(_)) => {}
-            Err(error) => tracing::warn!(model = deck.name, verb, cause = %error, "the rollout could not be moved"),
+            Err(error) => {
+                // Tried again at every look, told once.
+                if !std::mem::replace(&mut held.evidence.is_stuck, true) {
+                    tracing::warn!(model = deck.name, verb, cause = %error, "the rollout could not be moved");
+                }
+            }
         }
     }
 

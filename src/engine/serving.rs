@@ -102,11 +102,6 @@ impl Serving {
         }
     }
 
-    /// Whether there is a second model that can be addressed.
-    pub fn has_challenger(&self) -> bool {
-        self.idle.is_some()
-    }
-
     /// Whether every model here explains itself in microseconds; one that does not is not to be asked on the thread of a request.
     pub fn explains_quickly(&self) -> bool {
         self.model.explains_quickly() && self.idle.as_ref().is_none_or(|idle| idle.model.explains_quickly())
@@ -200,7 +195,7 @@ impl Watches {
 
     /// Scores of the challenger that were asked for and have neither come nor failed, and those that have.
     pub(super) fn unanswered(&self) -> (u64, u64) {
-        (self.challenger.unanswered(), self.challenger.observed().requests)
+        (self.challenger.unanswered(), self.challenger.requests())
     }
 
     fn of(&self, arm: Arm) -> &Watch {

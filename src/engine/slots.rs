@@ -13,7 +13,7 @@ use crate::domain::policy::Policy;
 use crate::domain::rollout::moves::Move;
 use crate::domain::rollout::slots::{Colour, Slots};
 use crate::domain::rollout::{Exposure, Rollout};
-use crate::ledger::{Answered, Change, Pending};
+use crate::ledger::{Answered, Change, Ledger, Pending};
 
 /// Who moves when no person does.
 pub const SERVICE: &str = "mainstay";
@@ -153,6 +153,19 @@ impl Held {
     pub(super) fn bring_back(&mut self, model: Option<Loaded>) {
         self.loaded[place(self.slots.champion().other())] = model;
         self.unloaded = None;
+    }
+
+    /// Waits until what is owed to the journal is written, as one entry: an attempt under way is waited for, not made twice.
+    ///
+    /// Errors: whatever keeps it from being written; it is owed still.
+    pub(super) fn pay(&mut self, ledger: &Ledger) -> Result<(), Error> {
+        let Some(owed) = self.owed.as_mut() else { return Ok(()) };
+        match owed.pending.take() {
+            Some(pending) => pending.wait()?,
+            None => ledger.change(owed.change.clone())?,
+        };
+        self.owed = None;
+        Ok(())
     }
 
     /// Begins to watch the step that the rollout is at.
@@ -306,15 +319,13 @@ impl Engine {
         match (&self.ledger, step) {
             (None, _) => {}
             // A broken challenger loses its customers before that is written down, whether it can be or not.
-            (Some(_), Move::Fail) => held.owed = Some(Owed { change, pending: None }),
+            (Some(ledger), Move::Fail) => {
+                let pending = ledger.change_later(change.clone()).ok();
+                held.owed = Some(Owed { change, pending });
+            }
             (Some(ledger), _) => {
                 // What is owed stands before this in the history.
-                if let Some(owed) = held.owed.take()
-                    && let Err(error) = ledger.change(owed.change.clone())
-                {
-                    held.owed = Some(owed);
-                    return Err(error.into());
-                }
+                held.pay(ledger)?;
                 ledger.change(change)?;
             }
         }

@@ -53,9 +53,14 @@ impl Watch {
         self.started.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Scores that were given, or failed.
+    pub(super) fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
+    }
+
     /// Scores that were asked for and have neither come nor failed.
     pub(super) fn unanswered(&self) -> u64 {
-        let requests = self.requests.load(Ordering::Relaxed);
+        let requests = self.requests();
         self.started.load(Ordering::Relaxed).saturating_sub(requests)
     }
 
@@ -95,7 +100,7 @@ impl Watch {
     pub(super) fn observed(&self) -> Observed {
         let all = |counters: &[AtomicU64]| counters.iter().map(|counter| counter.load(Ordering::Relaxed)).collect();
         Observed {
-            requests: self.requests.load(Ordering::Relaxed),
+            requests: self.requests(),
             customers: self.customers.load(Ordering::Relaxed),
             failed: self.failed.load(Ordering::Relaxed),
             non_finite: self.non_finite.load(Ordering::Relaxed),

@@ -88,7 +88,9 @@ impl Pending {
     }
 
     /// Waits for it. What has not had its turn in time is withdrawn, and will not be recorded later.
-    fn wait(self) -> Result<i64, Error> {
+    ///
+    /// Errors: whatever kept it from being written, or [`Error::Late`].
+    pub fn wait(self) -> Result<i64, Error> {
         let late = |error| match error {
             RecvTimeoutError::Timeout => Error::Late,
             RecvTimeoutError::Disconnected => Error::Closed,

@@ -23,7 +23,7 @@ use crate::domain::bundle::feature::Scalar;
 use crate::domain::bundle::golden;
 use crate::domain::bundle::schema::Schema;
 use crate::domain::decision::ModelId;
-use crate::domain::reason::{Book, Contributions, Method};
+use crate::domain::reason::{Book, Contributions};
 use crate::domain::score::{Platt, Score};
 
 /// What can go wrong between a directory and a score.
@@ -194,11 +194,6 @@ impl Model {
     /// Whether [`explain`](Self::explain) takes microseconds, so that it can be done on the thread of a request. If not, some 10 ms.
     pub fn explains_quickly(&self) -> bool {
         self.explainer.is_quick()
-    }
-
-    /// How [`explain`](Self::explain) does it.
-    pub fn explained_by(&self) -> Method {
-        self.explainer.method()
     }
 
     /// The words of its features.
