@@ -4,7 +4,8 @@ import os
 import subprocess
 import time
 
-from ledger_load import BATCH_ROWS, Client, Load, claim, claim_recorded, until
+from evidence import Client, claim
+from ledger_load import BATCH_ROWS, Load, claim_recorded, until
 from server import ROOT, running
 
 DISK_MIB, BALLAST_MIB = 6, 2

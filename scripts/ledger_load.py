@@ -1,10 +1,8 @@
-"""What the checks of the ledger share: load that remembers every answer, the ledger's files read without the product, the command
-line, and where it all stands."""
+"""What the checks of the ledger share: load that remembers every answer, and the ledger's files read without the product."""
 
 import contextlib
 import http.client
 import json
-import os
 import random
 import sqlite3
 import subprocess
@@ -13,6 +11,8 @@ import threading
 import time
 import uuid
 
+import evidence
+from evidence import TIMEOUT_SECS, Client, claim, environment
 from server import ROOT, Failed, running
 
 sys.path.insert(0, str(ROOT / "benches"))
@@ -21,83 +21,22 @@ import load
 
 MODELS = {"telco-churn": "models/telco-churn/1.0.0", "mlc-churn": "models/mlc-churn/1.0.0"}
 BATCH_ROWS = 40
-TIMEOUT_SECS = 60
-failures = []
 
 
-def claim(holds, text):
-    print(f"{'PASS' if holds else 'FAIL'}  {text}", flush=True)
-    if not holds:
-        failures.append(text)
-    return holds
-
-
-def info(text):
-    print(f"INFO  {text}", flush=True)
-
-
-class Place:
-    """The program under check, and a directory on a real disk for ledgers."""
+class Place(evidence.Place):
+    """With a load generator, the bodies that it sends, and how often to kill."""
 
     def __init__(self, program, oha, directory, quick, kills):
-        self.program, self.oha, self.directory, self.quick, self.kills = program, oha, directory, quick, kills
+        super().__init__(program, directory, quick)
+        self.oha, self.kills = oha, kills
         self.bodies = {name: list(customers.bodies(ROOT / path, 2_000, 7)) for name, path in MODELS.items()}
-        self._made = 0
-
-    def fresh(self):
-        """A new directory."""
-        self._made += 1
-        path = self.directory / f"{self._made:03}"
-        path.mkdir()
-        return path
 
     def serve(self, ledger, **settings):
         """A server for a `with` block on `ledger`; settings such as ledger__promise="off"."""
         return running(self.command(), environment=environment(settings), ledger=ledger)
 
-    def command(self):
-        return [self.program, "serve"]
-
-    def run(self, *words, ledger, **settings):
-        """Exit code and text of the program's own command line."""
-        settings["ledger__dir"] = ledger
-        command = [self.program, *map(str, words)]
-        done = subprocess.run(command, cwd=ROOT, env=environment(settings), capture_output=True, text=True, timeout=600)
-        return done.returncode, (done.stdout + done.stderr).strip()
-
     def verify(self, ledger, *words):
         return self.run("verify", "ledger", *words, ledger=ledger)
-
-
-def environment(settings):
-    return os.environ | {f"MAINSTAY__{key.upper()}": str(value) for key, value in settings.items()}
-
-
-class Client:
-    """One connection that is kept, and made again when it broke."""
-
-    def __init__(self, address):
-        self.address = address
-        self._connection = http.client.HTTPConnection(address, timeout=TIMEOUT_SECS)
-
-    def ask(self, method, path, body=None, media_type="application/json"):
-        """Status, headers and bytes of the answer."""
-        response = self.open(method, path, body, media_type)
-        return response.status, response.headers, response.read()
-
-    def open(self, method, path, body=None, media_type="application/json"):
-        self._connection.request(method, path, body, {"content-type": media_type} if body else {})
-        return self._connection.getresponse()
-
-    def json(self, method, path, body=None):
-        """The answer where it has to be 200."""
-        status, _, text = self.ask(method, path, None if body is None else json.dumps(body).encode())
-        if status != 200:
-            raise Failed(f"{method} {path} was answered with {status}: {text[:500].decode(errors='replace')}")
-        return json.loads(text)
-
-    def close(self):
-        self._connection.close()
 
 
 class Load:

@@ -6,7 +6,8 @@ import shutil
 import time
 import uuid
 
-from ledger_load import Client, claim, database, info, one
+from evidence import Client, claim, info
+from ledger_load import database, one
 
 FALLS = 65  # the exit code of a check that found something
 

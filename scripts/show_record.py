@@ -8,29 +8,25 @@ One line per claim with its figure; exit code 1 if one falls short. Steps: kills
 replay, erasure, backup, refusals. Standard library, a C compiler and oha, which is built on first use; the full disk needs root.
 """
 
-import argparse
 import contextlib
 import http.client
 import json
-import os
 import random
 import shutil
-import signal
 import statistics
-import subprocess
 import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
 
+import evidence
 import ledger_disk
 import ledger_tamper
+from evidence import Client, claim, info
 from ledger_load import (
-    MODELS, Client, Load, Place, claim, claim_recorded, claim_same_through_the_door, customers, database, differing, failures,
-    hammer, info, load, oha, one, until,
+    MODELS, Load, Place, claim_recorded, claim_same_through_the_door, customers, database, differing, hammer, load, oha, one, until,
 )
-from server import ROOT, Failed, Server, built
+from server import Failed, Server
 
 KILLS_MIN, KILL_SECS = 50, (0.2, 1.5)
 RATE, RATE_SECS, RATE_MIN = 20_000, 20, 0.99
@@ -382,34 +378,14 @@ STEPS = {
 }
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, help=f"how often the server is killed (default {KILLS_MIN})")
-    parser.add_argument("--only", choices=STEPS, action="append", help="this step; may be repeated")
-    parser.add_argument("--quick", action="store_true", help="smaller numbers, to work on the checks")
-    parser.add_argument("--binary", type=Path, help="a program that is built already")
-    parser.add_argument("--oha", type=Path, help="an oha that is built already")
-    options = parser.parse_args()
-    # So that whatever was started is ended, and unmounted, when somebody ends us.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("show-record: ended"))
+def place(options, program, directory):
     kills_asked = options.kills or (5 if options.quick else KILLS_MIN)
-    program = options.binary.resolve() if options.binary else built()[0]
-    # Relative to this checkout by default, and the command line is run from there.
-    os.environ.setdefault("MAINSTAY__RUNTIME__LIBRARY", str(ROOT / "target" / "onnxruntime" / "libonnxruntime.so"))
-    load.TARGET.mkdir(parents=True, exist_ok=True)
-    # On the disk of the build: a temporary directory is often memory.
-    with tempfile.TemporaryDirectory(prefix="show-record-", dir=load.TARGET) as directory:
-        place = Place(program, options.oha or load.load_generator(), Path(directory), options.quick, kills_asked)
-        for name in options.only or STEPS:
-            begun = time.monotonic()
-            try:
-                STEPS[name](place)
-            except Exception as error:  # whatever it is, the other steps still tell something
-                claim(False, f"{name}: {type(error).__name__}: {error}")
-            info(f"{name}: {time.monotonic() - begun:.0f} s")
-    print(f"{len(failures)} claims fell short" if failures else "every claim holds")
-    return 1 if failures else 0
+    return Place(program, options.oha or load.load_generator(), directory, options.quick, kills_asked)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    more = [
+        ("--kills", {"type": int, "help": f"how often the server is killed (default {KILLS_MIN})"}),
+        ("--oha", {"type": Path, "help": "an oha that is built already"}),
+    ]
+    sys.exit(evidence.main("show-record", __doc__, STEPS, place, more))

@@ -8,22 +8,20 @@ One line per claim with its figure; exit code 1 if one falls short. Steps: swaps
 the load of benches/swap, which is built on first use.
 """
 
-import argparse
 import json
-import os
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
+import evidence
 import swap_kills
 import swap_trials
-from ledger_load import Client, claim, customers, failures, info
-from server import ROOT, Failed, Server, built
+from evidence import Client, claim, info
+from ledger_load import customers
+from server import ROOT, Failed, Server
 
 MODEL, SLOTS = "telco-churn", "/v1/slots/telco-churn"
 ROWS, SEED = 2_000, 17
@@ -38,25 +36,18 @@ STAGES, LOOK_SECS = 60, 0.3
 LOAD_SHARE = 0.5
 
 
-class Place:
+class Place(evidence.Place):
     """The program under check, its load, bundles good and faulty in one place, and a directory on a real disk for ledgers."""
 
     def __init__(self, program, generator, directory, quick):
-        self.program, self.generator, self.directory, self.quick = program, generator, directory, quick
+        super().__init__(program, directory, quick)
+        self.generator = generator
         self.models = directory / "models"
         shutil.copytree(ROOT / "models" / MODEL, self.models / MODEL)
         shutil.copytree(ROOT / "models" / "mlc-churn", self.models / "mlc-churn")
         shutil.copytree(ROOT / "tests" / "data" / "bundles" / MODEL, self.models / MODEL, dirs_exist_ok=True)
         self.rows = directory / "rows.ndjson"
         self.rows.write_text("".join(f"{json.dumps(row, separators=(',', ':'))}\n" for row in rows()))
-        self._made = 0
-
-    def fresh(self):
-        """A new directory."""
-        self._made += 1
-        path = self.directory / f"{self._made:03}"
-        path.mkdir()
-        return path
 
     def settings(self, champion):
         serve = f'[{{name = "{MODEL}", version = "{champion}"}}, {{name = "mlc-churn", version = "1.0.0"}}]'
@@ -65,13 +56,6 @@ class Place:
 
     def start(self, champion, ledger):
         return Running(Server([self.program, "serve", *self.settings(champion)], ledger=ledger))
-
-    def run(self, *words, ledger):
-        """Exit code and text of the program's own command line."""
-        environment = os.environ | {"MAINSTAY__LEDGER__DIR": str(ledger)}
-        command = [self.program, *map(str, words)]
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
-        return done.returncode, (done.stdout + done.stderr).strip()
 
     def load(self, server, mode, **options):
         """The load on a server, as a command."""
@@ -244,33 +228,11 @@ def load_built():
     return Path(found[-1]["executable"])
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=STEPS, action="append", help="this step; may be repeated")
-    parser.add_argument("--quick", action="store_true", help="smaller numbers, to work on the checks")
-    parser.add_argument("--binary", type=Path, help="a program that is built already")
-    parser.add_argument("--generator", type=Path, help="a load that is built already")
-    options = parser.parse_args()
-    # So that whatever was started is ended when somebody ends us.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("show-swap: ended"))
-    program = options.binary.resolve() if options.binary else Path(built()[0])
+def place(options, program, directory):
     generator = options.generator.resolve() if options.generator else load_built()
-    os.environ.setdefault("MAINSTAY__RUNTIME__LIBRARY", str(ROOT / "target" / "onnxruntime" / "libonnxruntime.so"))
-    target = ROOT / "target"
-    target.mkdir(exist_ok=True)
-    # On the disk of the build: a temporary directory is often memory.
-    with tempfile.TemporaryDirectory(prefix="show-swap-", dir=target) as directory:
-        place = Place(program, generator, Path(directory), options.quick)
-        for name in options.only or STEPS:
-            begun = time.monotonic()
-            try:
-                STEPS[name](place)
-            except Exception as error:  # whatever it is, the other steps still tell something
-                claim(False, f"{name}: {type(error).__name__}: {error}")
-            info(f"{name}: {time.monotonic() - begun:.0f} s")
-    print(f"{len(failures)} claims fell short" if failures else "every claim holds")
-    return 1 if failures else 0
+    return Place(program, generator, directory, options.quick)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    more = [("--generator", {"type": Path, "help": "a load that is built already"})]
+    sys.exit(evidence.main("show-swap", __doc__, STEPS, place, more))

@@ -10,7 +10,8 @@ import threading
 import time
 import uuid
 
-from ledger_load import TIMEOUT_SECS, Client, claim, database, info
+from evidence import TIMEOUT_SECS, Client, claim, info
+from ledger_load import database
 from server import ROOT
 
 KILLS, KILLS_QUICK = 120, 12

@@ -6,7 +6,7 @@ import statistics
 import subprocess
 import time
 
-from ledger_load import claim, info
+from evidence import claim, info
 from server import Failed
 
 CHAMPION = "1.2.0"
