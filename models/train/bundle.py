@@ -93,6 +93,17 @@ def write(out: Path, files: dict[str, bytes]) -> None:
         fresh.rename(target)
 
 
+def write_or_check(out: Path, files: dict[str, bytes], check: bool) -> int:
+    """Writes `files`, or only compares them with what is there: the exit code."""
+    if not check:
+        write(out, files)
+        print(f"{len(files)} files written")
+        return 0
+    differing = differences(out, files)
+    print("\n".join(f"differs: {path}" for path in differing) or f"{len(files)} files are byte-identical")
+    return 1 if differing else 0
+
+
 def differences(out: Path, files: dict[str, bytes]) -> list[str]:
     """Paths whose committed bytes are not these."""
 

@@ -331,13 +331,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     if options.data:
         measure(files, options.models, options.data, recipe)
-    if options.check:
-        differing = bundle.differences(options.out, files)
-        print("\n".join(f"differs: {path}" for path in differing) or f"{len(files)} files are byte-identical")
-        return 1 if differing else 0
-    bundle.write(options.out, files)
-    print(f"{len(files)} files written")
-    return 0
+    return bundle.write_or_check(options.out, files, options.check)
 
 
 if __name__ == "__main__":

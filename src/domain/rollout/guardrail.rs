@@ -274,11 +274,11 @@ fn quantile_at_most_us(latency: &[u64], quantile: f64, alpha: f64) -> Option<f64
 }
 
 #[cfg(test)]
-mod tests {
+pub(in crate::domain) mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn limits() -> Limits {
+    pub(in crate::domain) fn limits() -> Limits {
         Limits {
             requests_min: 500,
             error_margin: 0.01,

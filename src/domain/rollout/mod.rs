@@ -176,15 +176,7 @@ pub(in crate::domain) mod tests {
     use super::*;
 
     pub(in crate::domain) fn plan(shares: &[f64], promote: bool) -> Plan {
-        let limits = Limits {
-            requests_min: 10,
-            error_margin: 0.01,
-            latency_ratio_max: 3.0,
-            latency_floor_us: 50.0,
-            psi_max: 0.25,
-            tier_shift_max: 0.1,
-            alpha: 0.01,
-        };
+        let limits = Limits { requests_min: 10, ..guardrail::tests::limits() };
         let step = |share: &f64| Step { exposure: Exposure::Canary, share: *share, bake_secs: 60 };
         Plan { steps: shares.iter().map(step).collect(), limits, promote }
     }
