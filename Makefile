@@ -46,6 +46,13 @@ contract: runtime ## Fuzz the live server by its own contract (Schemathesis)
 metrics: runtime ## Check the exposition of the live server with promtool
 	scripts/metrics.sh
 
+.PHONY: alerts
+alerts: ## Check and test the alert rules with promtool, and the configuration of Alertmanager
+	scripts/promtool.sh promtool check rules deploy/prometheus/*.rules.yml
+	scripts/promtool.sh promtool check config deploy/prometheus/prometheus.yml
+	scripts/promtool.sh promtool test rules deploy/prometheus/tests/*.yml
+	scripts/promtool.sh amtool check-config deploy/alertmanager/alertmanager.yml
+
 .PHONY: bench
 bench: runtime ## Micro-benchmarks: encode, infer, decide, handler
 	$(CARGO) bench --bench decide --bench handler
@@ -65,6 +72,10 @@ show-record: runtime ## The evidence of the ledger: kills, tampering, full and s
 .PHONY: show-swap
 show-swap: runtime ## The evidence of slots and rollouts: swaps under load, faulty and good challengers, kills; ARGS="--only STEP"
 	$(PYTHON) scripts/show_swap.py $(ARGS)
+
+.PHONY: show-decide
+show-decide: runtime ## The evidence of decisions: laws, knapsack, golden SHAP, the README's example, cost of reasons; ARGS="--only STEP"
+	$(PYTHON) scripts/show_decide.py --data $(DATA) $(ARGS)
 
 .PHONY: image
 image: ## Build the container image and prove it by running it; ARGS=--local-base where no registry is reached

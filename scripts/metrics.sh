@@ -6,20 +6,6 @@
 set -euo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 
-# Only the program is taken out of the package: installed, that would also start a Prometheus that listens everywhere.
-export PATH=$PWD/target/promtool:$PATH
-if ! command -v promtool >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-  stage=$(mktemp -d)
-  trap 'rm -rf -- "$stage"' EXIT
-  mkdir -p target/promtool
-  (cd -- "$stage" && apt-get update && apt-get download prometheus && dpkg-deb -x prometheus_*.deb .) >/dev/null 2>&1 &&
-    cp -- "$stage/usr/bin/promtool" target/promtool/ || true
-fi
-command -v promtool >/dev/null || {
-  echo "metrics: promtool is missing: install it (Debian: apt-get install --no-install-recommends prometheus) and run this again" >&2
-  exit 69
-}
-
 inside() {
   set -euo pipefail
   local customer=tests/data/customer.json json='content-type: application/json' metrics problems
@@ -35,7 +21,7 @@ inside() {
 
   metrics=$(curl -sSf "$MAINSTAY_ADMIN_URL/metrics")
   # promtool ends with 0 on some complaints: what it writes counts too.
-  problems=$(promtool check metrics <<<"$metrics" 2>&1) && [ -z "$problems" ] || {
+  problems=$(scripts/promtool.sh promtool check metrics <<<"$metrics" 2>&1) && [ -z "$problems" ] || {
     printf 'metrics: promtool complains:\n%s\n' "$problems" >&2
     return 1
   }

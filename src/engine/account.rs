@@ -33,6 +33,14 @@ pub struct Balance {
     pub shadow_price: f64,
 }
 
+impl Balance {
+    /// The share of the period that has gone by at `now_ms` (milliseconds since 1970), 0 to 1.
+    pub(super) fn elapsed(&self, now_ms: u64) -> f64 {
+        let length = self.period_ms.end.saturating_sub(self.period_ms.start).max(1);
+        now_ms.saturating_sub(self.period_ms.start).min(length) as f64 / length as f64
+    }
+}
+
 /// The account of a budget: never more than the amount, whoever asks at the same time.
 #[derive(Debug)]
 pub(super) struct Account {

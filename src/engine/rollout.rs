@@ -127,7 +127,8 @@ impl Engine {
                 let now_ms = self.now_ms();
                 account.pace(now_ms);
                 let balance = account.balance(now_ms);
-                self.metrics.budget(&deck.name, balance.budget.amount.units(), balance.spent.units());
+                let (amount, spent) = (balance.budget.amount.units(), balance.spent.units());
+                self.metrics.budget(&deck.name, amount, spent, balance.elapsed(now_ms));
             }
             self.settle(&mut held);
             self.look(deck, &mut held);

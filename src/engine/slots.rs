@@ -280,7 +280,7 @@ impl Engine {
             Account::closed(policy)
         });
         if account.is_none() && before.is_some() {
-            self.metrics.budget(&deck.name, 0.0, 0.0);
+            self.metrics.budget(&deck.name, 0.0, 0.0, 0.0);
         }
         account.map(Arc::new)
     }

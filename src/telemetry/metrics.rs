@@ -27,6 +27,7 @@ const LEDGER_RECORDS: &str = "mainstay_ledger_records_total";
 const LEDGER_FAILED: &str = "mainstay_ledger_commits_failed_total";
 const BUDGET_AMOUNT: &str = "mainstay_budget_amount";
 const BUDGET_SPENT: &str = "mainstay_budget_spent";
+const BUDGET_ELAPSED: &str = "mainstay_budget_elapsed_ratio";
 const LEDGER_WAITING: &str = "mainstay_ledger_records_waiting";
 const ROLLOUT_SHARE: &str = "mainstay_rollout_share";
 const ROLLOUT_GUARDRAIL: &str = "mainstay_rollout_guardrail";
@@ -191,6 +192,7 @@ impl Metrics {
             describe_counter!(LEDGER_FAILED, "Groups of records that could not be written");
             describe_gauge!(BUDGET_AMOUNT, "What interventions may cost in this period, 0 where there is no budget");
             describe_gauge!(BUDGET_SPENT, "What they cost in this period");
+            describe_gauge!(BUDGET_ELAPSED, "Share of this period that has gone by, 0 to 1");
             describe_gauge!(LEDGER_WAITING, "Records that wait to be written");
             describe_gauge!(BUILD_INFO, "1, with the version of this server");
             gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
@@ -311,11 +313,12 @@ impl Metrics {
         self.register(|| counter!(ROLLOUT_MOVES, "model" => model.to_owned(), "verb" => verb)).increment(1);
     }
 
-    /// What the interventions of `model` may cost in the period that it is, and what they do.
-    pub fn budget(&self, model: &str, amount: f64, spent: f64) {
+    /// What the interventions of `model` may cost in the period that it is, what they do, and the share of it that has gone by.
+    pub fn budget(&self, model: &str, amount: f64, spent: f64, elapsed: f64) {
         self.register(|| {
             gauge!(BUDGET_AMOUNT, "model" => model.to_owned()).set(amount);
             gauge!(BUDGET_SPENT, "model" => model.to_owned()).set(spent);
+            gauge!(BUDGET_ELAPSED, "model" => model.to_owned()).set(elapsed);
         });
     }
 
