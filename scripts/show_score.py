@@ -22,6 +22,7 @@ import time
 import uuid
 from pathlib import Path
 
+from evidence import claim, failures
 from holdout import holdout
 from server import ROOT, Failed, running
 
@@ -35,15 +36,6 @@ TIERS = {
     "medium": (lambda score: 0.5 <= score <= 0.8, 10, 0.2),
     "low": (lambda score: score < 0.5, 0.5, 0.05),
 }
-
-failures = []
-
-
-def claim(holds, text):
-    print(f"{'PASS' if holds else 'FAIL'}  {text}", flush=True)
-    if not holds:
-        failures.append(text)
-
 
 class Client:
     """Keep-alive connections, used in turn."""

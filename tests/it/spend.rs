@@ -156,7 +156,7 @@ async fn what_the_ledger_refuses_is_not_spent() {
 #[tokio::test]
 async fn what_money_was_worth_is_on_record() {
     let directory = tempfile::tempdir().expect("a directory");
-    write(directory.path(), &format!("{VALUE}\n[budget]\namount = 120\nperiod = \"month\""));
+    write(directory.path(), &VALUE.replace("amount = 50000.00", "amount = 120"));
     let service = start(directory.path(), &[]);
     let customer = |at: usize| {
         let mut customer = named(&format!("C-{at}"));
