@@ -57,6 +57,10 @@ alerts: ## Check and test the alert rules with promtool, and the configuration o
 bench: runtime ## Micro-benchmarks: encode, infer, decide, handler
 	$(CARGO) bench --bench decide --bench handler
 
+.PHONY: peers
+peers: runtime ## Beside FastAPI and fastify with the same model: requests, processor time, batches, memory, cold start
+	$(PYTHON) benches/peers/run.py $(ARGS)
+
 .PHONY: load
 load: runtime ## Open-loop load test with a verdict against the SLO; ARGS="--url … --rate …"
 	$(PYTHON) benches/load.py $(ARGS)
