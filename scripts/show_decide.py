@@ -5,17 +5,19 @@ little. `make show-decide` runs it.
     python3 scripts/show_decide.py --data DIRECTORY [--quick] [--only STEP] [--binary PATH]
 
 One line per claim with its figure; exit code 1 if one falls short. Steps: laws, live, knapsack, golden, readme, speed, shap. DIRECTORY
-holds telco_customer_churn.csv and golden/ (models/train/README.md). Standard library; the steps knapsack and shap install SciPy and
-shap into target/tools on first use, speed builds oha.
+holds telco_customer_churn.csv and golden/ (models/train/README.md). Python 3.11; knapsack installs the trainer's packages, shap its own,
+and speed builds oha, each on first use.
 """
 
 import json
 import math
 import os
+import random
 import re
 import statistics
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import evidence
@@ -110,6 +112,52 @@ def live(place):
     claim(ranked == sorted(ranked), f"live: the tier never falls as the score rises: {counts}")
 
 
+# --- money -----------------------------------------------------------------------------------------------------------
+
+
+def knapsack(place):
+    """Budgets of batches against what an exact solver finds, from the scores that were answered and the policy read anew."""
+    python = ROOT / ".venv-train" / "bin" / "python"
+    subprocess.run(["make", "--silent", ".venv-train/done"], cwd=ROOT, check=True)
+    policy = tomllib.loads((ROOT / VALUE).read_text())
+    drawn = random.Random(29)
+    rows = [json.loads(body) for body in customers.bodies(ROOT / TELCO, 200 if place.quick else 1_000, 29)]
+    for row in rows:
+        row["context"] = {"clv": round(min(drawn.lognormvariate(6.5, 0.9), 100_000), 2), "region": drawn.choice(["EU", "US", "other"]),
+                          "days_since_contact": drawn.randrange(90), "opt_out": drawn.random() < 0.1}
+    serve = f'[{{name = "telco-churn", version = "1.0.0", policy = "{VALUE}"}}]'
+    for share in (0.01, 0.05, 0.2, 0.6):
+        with place.serve(models__serve=serve) as server:
+            client = Client(server.http)
+            scores = [answer["score"] for answer in client.json("POST", "/v1/score/batch?budget=0", rows)["results"]]
+            offers = [offered(policy, row, score) for row, score in zip(rows, scores)]
+            budget = round(share * sum(max((cost for cost, _ in row), default=0) for row in offers), 2)
+            answer = client.json("POST", f"/v1/score/batch?budget={budget}", rows)
+        found = answer["allocation"]
+        spent = sum(result["intervention"]["cost"] for result in answer["results"])
+        value = sum(result["intervention"]["expected_value"] for result in answer["results"])
+        asked = json.dumps({"budget": budget, "rows": [[offer for offer in row if offer[1] > 0] for row in offers]})
+        exact = json.loads(subprocess.run([python, ROOT / "scripts" / "knapsack_exact.py"], input=asked, check=True, capture_output=True, text=True).stdout)
+        claim(spent <= budget + 1e-9 and value >= (1 - GAP_MAX) * exact["optimum"] and found["upper_bound"] >= exact["optimum"] * (1 - 1e-9),
+              f"knapsack: {len(rows)} rows, {budget:,.2f} USD: spent {spent:,.2f}, value {value:,.2f} is {value / exact['optimum']:.5f} of the "
+              f"solver's {exact['optimum']:,.2f}{'' if exact['proved'] else ' (not proved)'} (at least {1 - GAP_MAX}); bound told {found['upper_bound']:,.2f}")
+
+
+def offered(policy, row, score):
+    """(cost, expected value) of what this customer may be offered by the bundled policy, written down anew from its document."""
+    features, context = row["features"], row["context"]
+    loyal = features["tenure"] >= 24 and context["clv"] >= 2000
+    allowed = policy["segments"][1]["offers"] if loyal else policy["interventions"]
+    found = []
+    for name in allowed:
+        offer = policy["interventions"][name]
+        rule = offer["eligible"]["context"]
+        since = int(re.match(r"\[(\d+), \)", rule["days_since_contact"])[1])
+        if context["days_since_contact"] >= since and not context["opt_out"] and context["region"] in rule.get("region", [context["region"]]):
+            found.append((offer["cost"], score * offer["expected_effectiveness"] * context["clv"] - offer["cost"]))
+    return found
+
+
 # --- reasons ---------------------------------------------------------------------------------------------------------
 
 
@@ -202,7 +250,7 @@ def client_budget(address):
     return bool(slots.get("budget"))
 
 
-STEPS = {"laws": laws, "live": live, "golden": golden, "readme": readme, "speed": speed, "shap": shap}
+STEPS = {"laws": laws, "live": live, "knapsack": knapsack, "golden": golden, "readme": readme, "speed": speed, "shap": shap}
 
 
 def place(options, program, directory):
