@@ -258,7 +258,7 @@ impl Engine {
     }
 
     /// The answer to a request that comes again.
-    fn answered(&self, ask: &Ask) -> Result<Option<Moved>, Error> {
+    pub(super) fn answered(&self, ask: &Ask) -> Result<Option<Moved>, Error> {
         let Some((key, fingerprint)) = &ask.key else { return Ok(None) };
         let ledger = self.ledger()?;
         match ledger.answered(key)? {
@@ -331,7 +331,7 @@ impl Engine {
             return Err(Illegal { why: "the champion has changed meanwhile; stage again".to_owned(), legal }.into());
         }
         // Another policy may have come into force while the model was loaded.
-        loaded.fits(&held.policy).map_err(Error::Refused)?;
+        held.take_in(&loaded)?;
         let colour = held.slots.champion().other().name();
         let probe = loaded.model.probe();
         let result = format!(
@@ -356,7 +356,8 @@ impl Engine {
             why: ask.why.clone(),
             result: format!("{version} refused: {}", reasons.join("; ")),
             slots: None,
-            policy: None,
+            experiments: None,
+            documents: Vec::new(),
             request: None,
         });
         if let Err(error) = refused {
