@@ -50,7 +50,14 @@ struct Again {
 impl<'r> Replay<'r> {
     /// Replays with bundles from `models_dir`.
     pub fn new(runtime: &'r Runtime, models_dir: PathBuf, row_p99_us_max: u64) -> Self {
-        Self { runtime, models_dir, row_p99_us_max, models: HashMap::new(), policies: HashMap::new(), experiments: HashMap::new() }
+        Self {
+            runtime,
+            models_dir,
+            row_p99_us_max,
+            models: HashMap::new(),
+            policies: HashMap::new(),
+            experiments: HashMap::new(),
+        }
     }
 
     /// Makes `recorded` again; which experiments ran, `reading` knows.

@@ -150,7 +150,13 @@ fn list(answer: &Value) -> String {
 }
 
 fn show(one: &Value) -> String {
-    let mut out = format!("{} on {}, {}\n{}\n\n", text(&one["name"]), text(&one["model"]), text(&one["state"]), text(&one["hypothesis"]));
+    let mut out = format!(
+        "{} on {}, {}\n{}\n\n",
+        text(&one["name"]),
+        text(&one["model"]),
+        text(&one["state"]),
+        text(&one["hypothesis"])
+    );
     let count = |value: &Value| value.as_u64().map_or("-".to_owned(), |count| count.to_string());
     let mut groups = vec![row(&["group", "share", "customers", "what"])];
     for arm in one["arms"].as_array().into_iter().flatten() {
@@ -161,7 +167,12 @@ fn show(one: &Value) -> String {
         };
         groups.push(vec![text(&arm["name"]), percent(&arm["share"]), count(&arm["customers"]), what]);
     }
-    groups.push(vec!["holdout".to_owned(), percent(&one["holdout"]), count(&one["holdout_customers"]), "nothing".to_owned()]);
+    groups.push(vec![
+        "holdout".to_owned(),
+        percent(&one["holdout"]),
+        count(&one["holdout_customers"]),
+        "nothing".to_owned(),
+    ]);
     out += &aligned(groups);
     if let Some(ratio) = one["sample_ratio"].as_object() {
         let judged = match ratio["mismatch"] == true {
@@ -172,7 +183,8 @@ fn show(one: &Value) -> String {
         out += &format!("sample ratio: e-value {e_value}, {judged}\n");
     }
     let stamps = ["created", "started", "changed", "ended"].into_iter().filter(|name| one[*name].is_object());
-    let stamps = stamps.map(|name| row(&[name, &text(&one[name]["at"]), &text(&one[name]["by"]), &text(&one[name]["why"])]));
+    let stamps =
+        stamps.map(|name| row(&[name, &text(&one[name]["at"]), &text(&one[name]["by"]), &text(&one[name]["why"])]));
     let ends = format!("from {} to {}\n", text(&one["from"]), text(&one["to"]));
     out + "\n" + &ends + &aligned(stamps.collect())
 }

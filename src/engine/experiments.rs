@@ -178,7 +178,14 @@ impl Engine {
         };
         let created = held.experiments.create(experiment, begin, self.stamp(ask), &others);
         let next = settled(created, problems)?;
-        self.publish_experiments(deck, &mut held, next, policies, ask, "create", format!("{name} waits for {waits}"))
+        self.publish_experiments(
+            deck,
+            &mut held,
+            next,
+            policies,
+            ask,
+            Moved::new("create", format!("{name} waits for {waits}")),
+        )
     }
 
     /// Does something with an experiment.
@@ -219,7 +226,7 @@ impl Engine {
             }
         };
         let next = settled(next, Vec::new())?;
-        self.publish_experiments(deck, &mut held, next, policies, ask, verb, result)
+        self.publish_experiments(deck, &mut held, next, policies, ask, Moved::new(verb, result))
     }
 
     /// Starts and ends what is due. One experiment at a look: the next one follows a quarter of a second later.
@@ -235,15 +242,14 @@ impl Engine {
             _ => (held.experiments.stop(&due.name, self.stamp(&ask)), "has ended"),
         };
         let Ok(next) = next else { return };
-        let result = format!("{} {result}", due.name);
-        let done = self.publish_experiments(deck, held, next, ArmPolicies::new(), &ask, due.verb, result);
+        let moved = Moved::new(due.verb, format!("{} {result}", due.name));
+        let done = self.publish_experiments(deck, held, next, ArmPolicies::new(), &ask, moved);
         if let Err(error) = done {
             tracing::warn!(model = deck.name, experiment = due.name, cause = %error, "it could not be moved");
         }
     }
 
     /// Journals `next`, and then lets it be served.
-    #[expect(clippy::too_many_arguments, reason = "what changes, for whom, and how it is told")]
     fn publish_experiments(
         &self,
         deck: &Deck,
@@ -251,10 +257,8 @@ impl Engine {
         next: Registry,
         policies: ArmPolicies,
         ask: &Ask,
-        verb: &str,
-        result: String,
+        moved: Moved,
     ) -> Result<Moved, Error> {
-        let moved = Moved::new(verb, result);
         let answer = serde_json::to_string(&moved).unwrap_or_default();
         let request = ask.key.clone().map(|(key, fingerprint)| Answered { key, fingerprint, answer });
         let kept = policies.iter().map(|(digest, policy)| (Kept::Policy, digest.clone(), policy.document().to_owned()));
@@ -262,7 +266,7 @@ impl Engine {
         let documents = kept.chain(layout.map(|(digest, document)| (Kept::Layout, digest, document))).collect();
         let change = Change {
             model: deck.name.clone(),
-            verb: format!("{verb}_experiment"),
+            verb: format!("{}_experiment", moved.verb),
             by: ask.by.clone(),
             why: ask.why.clone(),
             result: moved.result.clone(),
@@ -276,7 +280,7 @@ impl Engine {
         held.experiments = next;
         held.forget();
         let flip = self.publish(deck, held);
-        tracing::info!(model = deck.name, verb, by = ask.by, result = moved.result, "experiment moved");
+        tracing::info!(model = deck.name, verb = moved.verb, by = ask.by, result = moved.result, "experiment moved");
         Ok(Moved { flip_us: Some(flip.as_nanos() as f64 / 1e3), ..moved })
     }
 

@@ -208,7 +208,10 @@ impl Engine {
             // What kept it from being loaded at the start may have been mended since.
             let placed = held.slots.idle().cloned();
             let model = placed.map(|placed| self.shelf.load_as(&deck.name, &placed)).transpose();
-            held.bring_back(model.map_err(|error| Error::Refused(reasons_of(&error)))?);
+            let model = model.map_err(|error| Error::Refused(reasons_of(&error)))?;
+            // Experiments may have come since that only fit the champion.
+            model.as_ref().map_or(Ok(()), |model| held.take_in(model))?;
+            held.bring_back(model);
         }
         let (step, verb, result) = match verb {
             Verb::Stage { .. } => return Err(Error::Refused(Vec::new())),

@@ -5,10 +5,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use super::account::Account;
+use super::experiments::ArmPolicies;
 use super::rollout::Evidence;
 use super::serving::{Candidate, Serving, Trial, Watches};
 use super::shelf::{self, Loaded};
-use super::experiments::ArmPolicies;
 use super::treatment::Running;
 use super::{Ask, Engine, Error, Moved};
 use crate::domain::policy::Policy;

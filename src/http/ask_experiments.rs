@@ -149,8 +149,7 @@ impl Asked {
     pub(super) fn plain(value: Value<'_>) -> Result<(String, String), Problem> {
         let mut reader = Reader::default();
         let [by, why] = reader.fields(Some(value), "", ["by", "why"]);
-        let asked =
-            (reader.text(by, "/by").unwrap_or_default(), reader.text_if(why, "/why").unwrap_or_default());
+        let asked = (reader.text(by, "/by").unwrap_or_default(), reader.text_if(why, "/why").unwrap_or_default());
         reader.end(asked)
     }
 }

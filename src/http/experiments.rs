@@ -69,7 +69,11 @@ pub(super) async fn experiment(
     params(("idempotency-key" = Option<String>, Header, description = "A key of your choice, at most 128 characters")),
     request_body(content = Creating, content_type = "application/json"),
     responses((status = 200, description = "It is created", body = Done), problem::Moving, problem::Refused))]
-pub(super) async fn create(State(shared): State<Shared>, headers: HeaderMap, body: Body) -> Result<Json<Done>, Problem> {
+pub(super) async fn create(
+    State(shared): State<Shared>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<Done>, Problem> {
     shared.engine.needs_ledger()?;
     let body = read(&shared, &headers, body).await?;
     let key = key(&headers, "/v1/experiments", "create", &body)?;

@@ -355,7 +355,12 @@ pub(super) fn check(ask: &mut Ask) -> Result<(), Problem> {
 }
 
 /// The key that the caller gave, with the hash of what was asked for.
-pub(super) fn key(headers: &HeaderMap, model: &str, verb: &str, body: &[u8]) -> Result<Option<(String, String)>, Problem> {
+pub(super) fn key(
+    headers: &HeaderMap,
+    model: &str,
+    verb: &str,
+    body: &[u8],
+) -> Result<Option<(String, String)>, Problem> {
     let Some(value) = headers.get("idempotency-key") else { return Ok(None) };
     let key = value.to_str().ok().filter(|key| (1..=NAME_MAX).contains(&key.len()));
     let key = key.ok_or_else(|| wrong("/idempotency-key", format!("1 to {NAME_MAX} ASCII characters")))?;

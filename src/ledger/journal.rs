@@ -267,12 +267,7 @@ fn last_state<T: DeserializeOwned>(
 }
 
 /// A document by its digest.
-pub(super) fn document(
-    database: &Connection,
-    keys: &Keys,
-    kept: Kept,
-    digest: &str,
-) -> Result<Option<String>, Error> {
+pub(super) fn document(database: &Connection, keys: &Keys, kept: Kept, digest: &str) -> Result<Option<String>, Error> {
     state(database, keys, kept.name(), digest)
 }
 

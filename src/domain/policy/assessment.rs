@@ -419,6 +419,7 @@ missing = "refuse"
                 offers: offers.iter().copied().collect(),
                 trace: Trace::default(),
                 objective: Objective::ExpectedValue,
+                preferred: None,
             };
             assessment.choose(0.0, |_| true).intervention
         };

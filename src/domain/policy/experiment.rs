@@ -323,8 +323,7 @@ mod tests {
     }
 
     fn experiment(salt: &str, shares: &[f64], holdout: f64) -> Experiment {
-        let arm =
-            |(at, share): (usize, &f64)| Arm { name: format!("arm-{at}"), share: *share, ..control() };
+        let arm = |(at, share): (usize, &f64)| Arm { name: format!("arm-{at}"), share: *share, ..control() };
         Experiment {
             name: format!("trial-{salt}"),
             hypothesis: "A call keeps more customers than an e-mail.".to_owned(),
@@ -496,7 +495,8 @@ mod tests {
     fn what_the_policy_in_force_cannot_do_is_told() {
         let policy = |more: &str| {
             let text = include_str!("../../../models/policy/default.toml");
-            document::parse(&format!("{text}\n{more}"), "v").unwrap_or_else(|problems| panic!("{}", problems.join("\n")))
+            document::parse(&format!("{text}\n{more}"), "v")
+                .unwrap_or_else(|problems| panic!("{}", problems.join("\n")))
         };
         let in_force = policy("[budget]\namount = 5\nperiod = \"day\"");
         let others = [

@@ -297,3 +297,177 @@ pub fn decide(
     let propensity = if other == 0.0 { 1.0 } else { f64::min(same, 1.0) };
     Decided { way, member, assessment, choice, propensity: Some(propensity) }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::super::document;
+    use super::super::experiment::Arm;
+    use super::*;
+    use proptest::prelude::*;
+
+    fn policy(first: &str, fallback: &str, more: &str) -> Arc<Policy> {
+        let text = format!(
+            r#"
+name = "p"
+description = ""
+currency = "EUR"
+[[tiers]]
+name = "all"
+score = "[0, 1]"
+intervention = "{first}"
+fallback = [{fallback}]
+[interventions.call]
+description = ""
+cost = 20
+expected_effectiveness = 0.5
+[interventions.mail]
+description = ""
+cost = 1
+expected_effectiveness = 0.1
+[interventions.visit]
+description = ""
+cost = 90
+expected_effectiveness = 0.6
+{more}
+"#
+        );
+        Arc::new(document::parse(&text, "v").unwrap_or_else(|problems| panic!("{}", problems.join("\n"))))
+    }
+
+    fn experiment(name: &str, salt: u64, arms: &[(f64, Treatment)], holdout: f64) -> Experiment {
+        let arm = |(at, (share, treatment)): (usize, &(f64, Treatment))| {
+            let (name, description) = (format!("arm-{at}"), String::new());
+            Arm { name, share: *share, description, treatment: treatment.clone() }
+        };
+        let text = || "text".to_owned();
+        Experiment {
+            name: name.to_owned(),
+            hypothesis: text(),
+            owner: text(),
+            arms: arms.iter().enumerate().map(arm).collect(),
+            holdout,
+            from_ms: 10,
+            to_ms: 20,
+            salt: format!("{name}-salted-{salt}"),
+        }
+    }
+
+    fn reference(digest: &str) -> PolicyRef {
+        PolicyRef { name: "p".to_owned(), digest: digest.to_owned() }
+    }
+
+    fn layers(in_force: &Policy, other: &Arc<Policy>, experiments: Vec<Experiment>) -> Layers {
+        let (_, document) = Layout { policy: reference("in-force"), experiments }.document();
+        Layers::open(&document, in_force, |digest| (digest == "other").then(|| other.clone()))
+            .unwrap_or_else(|problems| panic!("{}", problems.join("\n")))
+    }
+
+    /// What is offered, with its propensity, when `left` is there to be spent.
+    fn offered(in_force: &Policy, layers: &Layers, id: &str, left: f64, reads: bool) -> (String, f64, Option<Member>) {
+        let score = Score::new(0.5).expect("a score");
+        let layers_in = Some(layers);
+        let case = Case { policy: in_force, layers: layers_in, customer_id: id, at_ms: 15, score, values: &[] };
+        let own = |at: usize| reads.then(|| layers.policies()[at].assess(score, &[]));
+        let choose = |assessment: &Assessment| assessment.choose(0.0, |offer| offer.cost.units() <= left);
+        let decided = decide(&case, 0.0, own, choose, |assessment, _| choose(assessment));
+        let policy = match decided.way {
+            Way::Policy(at) => &*layers.policies()[at],
+            _ => in_force,
+        };
+        let action = policy.interventions()[decided.choice.intervention].action.clone();
+        (action, decided.propensity.expect("a chance"), decided.member)
+    }
+
+    fn by(action: &str) -> Treatment {
+        Treatment::Intervention(action.to_owned())
+    }
+
+    /// Over many salts an action is offered as often as its propensity says, whatever the budget and whoever can be read.
+    #[test]
+    fn the_propensity_is_how_often_an_action_is_offered() {
+        let other = policy("mail", "", "");
+        for (left, reads) in [(100.0, true), (50.0, true), (5.0, true), (0.0, true), (100.0, false)] {
+            let (mut seen, mut told) = (BTreeMap::new(), BTreeMap::new());
+            let runs = 1_500;
+            for salt in 0..runs {
+                let in_force = policy("call", "\"mail\"", &format!("[holdout]\nshare = 0.1\nsalt = \"s-{salt}\""));
+                let first =
+                    experiment("a", salt, &[(0.2, Treatment::Control), (0.2, by("visit")), (0.1, by("none"))], 0.1);
+                let second = experiment("b", salt, &[(0.4, Treatment::Policy(reference("other")))], 0.2);
+                let layers = layers(&in_force, &other, vec![first, second]);
+                let (action, propensity, _) = offered(&in_force, &layers, "C-1", left, reads);
+                *seen.entry(action.clone()).or_insert(0_u32) += 1;
+                let before: f64 = *told.entry(action).or_insert(propensity);
+                assert_eq!(before.to_bits(), propensity.to_bits(), "the same whatever group it came from");
+            }
+            let sum: f64 = told.values().sum();
+            assert!((sum - 1.0).abs() < 1e-12, "{told:?}");
+            for (action, propensity) in &told {
+                let share = f64::from(seen[action]) / runs as f64;
+                let sd = (propensity * (1.0 - propensity) / runs as f64).sqrt();
+                assert!((share - propensity).abs() <= 4.0 * sd, "{left} {reads} {action}: {share}, told {propensity}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_customer_is_in_the_first_experiment_that_has_a_group_for_it() {
+        let in_force = policy("call", "", "[holdout]\nshare = 0.2");
+        let other = policy("mail", "", "");
+        let first = experiment("a", 1, &[(0.3, Treatment::Control)], 0.1);
+        let second = experiment("b", 1, &[(0.5, by("mail"))], 0.1);
+        let both = layers(&in_force, &other, vec![first.clone(), second.clone()]);
+        let mut counts = [0; 3];
+        for number in 0..2_000 {
+            let id = format!("C-{number}");
+            let (action, _, member) = offered(&in_force, &both, &id, 1e9, true);
+            let groups = [&first, &second].map(|experiment| experiment.assign(&id).group);
+            let expected =
+                groups.iter().position(|group| *group != Group::Outside).filter(|_| !in_force.holds_out(&id));
+            let expected = expected.map(|layer| Member { layer: layer as u8, group: groups[layer] });
+            assert_eq!(member, expected, "{id}");
+            counts[expected.map_or(2, |member| usize::from(member.layer))] += 1;
+            if in_force.holds_out(&id) {
+                assert_eq!(action, "none");
+            }
+        }
+        assert!(counts.iter().all(|count| *count > 200), "{counts:?}");
+        // When its time is over it has nobody, and the next one gets them.
+        assert_eq!(both.member("C-1", 20), None);
+    }
+
+    #[test]
+    fn what_cannot_be_done_or_read_is_told() {
+        let in_force = policy("call", "", "");
+        let wrong =
+            Layout { policy: reference("in-force"), experiments: vec![experiment("a", 1, &[(0.3, by("yacht"))], 0.0)] };
+        let told = Layers::open(&wrong.document().1, &in_force, |_| None).expect_err("a yacht");
+        assert!(told[0].contains("/arms/0/intervention"), "{told:?}");
+        assert!(Layers::open("{}", &in_force, |_| None).is_err());
+        let (digest, document) = wrong.document();
+        assert_eq!((digest.len(), digest), (32, digest_of(&document)));
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_is_certain_but_what_everything_leads_to(
+            shares in prop::collection::vec(0.01_f64..0.3, 1..3),
+            holdout in 0.0_f64..0.3,
+            number in 0_u32..1_000,
+        ) {
+            let in_force = policy("call", "", "");
+            let arms: Vec<(f64, Treatment)> = shares.iter().map(|share| (*share, Treatment::Control)).collect();
+            let layers = layers(&in_force, &in_force, vec![experiment("a", 3, &arms, holdout)]);
+            let (action, propensity, _) = offered(&in_force, &layers, &format!("C-{number}"), 1e9, true);
+            let expected = if action == "none" { holdout } else { 1.0 - holdout };
+            prop_assert!((propensity - expected).abs() < 1e-12);
+            if holdout == 0.0 {
+                prop_assert_eq!(propensity, 1.0);
+            }
+            let (_, broke, _) = offered(&in_force, &layers, &format!("C-{number}"), 0.0, true);
+            prop_assert_eq!(broke, 1.0, "without money everybody is offered nothing");
+        }
+    }
+}

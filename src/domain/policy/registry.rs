@@ -185,7 +185,8 @@ impl Registry {
     /// With the one called `name` running.
     pub fn start(&self, name: &str, mut stamp: Stamp) -> Result<Self, Refusal> {
         let known = self.known(name, "start")?;
-        let illegal = |why: String, legal: &[&'static str]| Err(Refusal::Illegal(Illegal { why, legal: legal.to_vec() }));
+        let illegal =
+            |why: String, legal: &[&'static str]| Err(Refusal::Illegal(Illegal { why, legal: legal.to_vec() }));
         if known.experiment.to_ms <= stamp.at_ms {
             return illegal("its end has passed; give it another one first".to_owned(), &["stop", "change"]);
         }
@@ -298,12 +299,7 @@ impl Registry {
     }
 
     /// What `experiment` must not have in common with others, of which `but` is not one.
-    fn clashes(
-        &self,
-        experiment: &Experiment,
-        but: Option<&str>,
-        others: &[Experiment],
-    ) -> Vec<(String, String)> {
+    fn clashes(&self, experiment: &Experiment, but: Option<&str>, others: &[Experiment]) -> Vec<(String, String)> {
         let own = self.experiments.iter().map(|known| &known.experiment).filter(|known| Some(&*known.name) != but);
         let all: Vec<Experiment> = own.chain(others).chain(std::iter::once(experiment)).cloned().collect();
         let last = format!("/{}", all.len() - 1);
@@ -314,4 +310,142 @@ impl Registry {
 
 fn refuse(problems: Vec<(String, String)>) -> Result<(), Refusal> {
     if problems.is_empty() { Ok(()) } else { Err(Refusal::Wrong(problems)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::experiment::{Arm, Treatment};
+    use super::*;
+
+    fn experiment(name: &str, share: f64) -> Experiment {
+        let text = || "text".to_owned();
+        let arm = |name: &str| Arm {
+            name: name.to_owned(),
+            share,
+            description: String::new(),
+            treatment: Treatment::Control,
+        };
+        Experiment {
+            name: name.to_owned(),
+            hypothesis: text(),
+            owner: text(),
+            arms: vec![arm("a"), arm("b")],
+            holdout: 0.0,
+            from_ms: 100,
+            to_ms: 1_000,
+            salt: format!("salt-of-{name}"),
+        }
+    }
+
+    fn at(at_ms: u64) -> Stamp {
+        Stamp { at_ms, by: "ops".to_owned(), why: String::new() }
+    }
+
+    fn with(names: &[&str], begin: Begin) -> Registry {
+        let create = |registry: Registry, name: &&str| {
+            registry.create(experiment(name, 0.1), begin, at(50), &[]).expect("a legal experiment")
+        };
+        names.iter().fold(Registry::default(), create)
+    }
+
+    fn pointers(refusal: Refusal) -> Vec<String> {
+        match refusal {
+            Refusal::Wrong(problems) => problems.into_iter().map(|(pointer, _)| pointer).collect(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn why(refusal: Refusal) -> (String, Vec<&'static str>) {
+        match refusal {
+            Refusal::Illegal(Illegal { why, legal }) => (why, legal),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn it_is_planned_runs_and_ends() {
+        let planned = with(&["x"], Begin::ByHand);
+        assert_eq!(planned.find("x").map(Registered::state), Some(State::Planned));
+        assert_eq!(planned.running(), Vec::<&Registered>::new());
+        assert_eq!(planned.due(500, Some(60)), None, "it waits for a hand");
+        let running = planned.start("x", at(300)).expect("a start");
+        let known = running.find("x").expect("it is there");
+        assert_eq!((known.state(), known.experiment.from_ms, known.shares_since_ms), (State::Running, 300, 300));
+        assert_eq!(
+            why(running.start("x", at(301)).expect_err("twice")),
+            ("the experiment \"x\" is running".into(), vec!["stop", "change"])
+        );
+        assert_eq!(running.due(999, None), None);
+        let over = running.due(1_000, None).expect("its end");
+        assert_eq!((over.verb, over.why), ("stop", "its time is over"));
+        let ended = running.stop("x", at(400)).expect("an end");
+        assert_eq!(ended.find("x").map(Registered::state), Some(State::Ended));
+        assert_eq!(why(ended.stop("x", at(401)).expect_err("twice")).1, [""; 0]);
+        assert_eq!(ended.due(2_000, None), None);
+        assert_eq!(ended.start("y", at(1)), Err(Refusal::Unknown(vec!["x".to_owned()])));
+        assert!(why(planned.start("x", at(1_000)).expect_err("late")).0.starts_with("its end has passed"));
+        assert_eq!(planned.stop("x", at(60)).expect("a plan is dropped").running().len(), 0);
+        let text = serde_json::to_string(&running).expect("JSON");
+        assert_eq!(serde_json::from_str::<Registry>(&text).expect("a registry"), running);
+    }
+
+    #[test]
+    fn it_starts_by_itself_when_its_time_has_come_or_a_rollout_ended_well() {
+        let timed = with(&["x"], Begin::AtTime);
+        assert_eq!((timed.due(99, None), timed.due(100, None).map(|due| due.verb)), (None, Some("start")));
+        let after = with(&["x"], Begin::AfterRollout);
+        assert_eq!(after.due(500, None), None, "no rollout has ended in a promotion");
+        assert_eq!(after.due(500, Some(49)), None, "that one ended before it was created");
+        assert_eq!(after.due(99, Some(60)), None, "it is not to begin before its time");
+        assert_eq!(after.due(100, Some(60)).map(|due| due.why), Some("the rollout ended in a promotion"));
+        assert_eq!(after.due(1_000, None).map(|due| due.verb), Some("stop"), "it waited in vain");
+    }
+
+    #[test]
+    fn who_is_there_first_keeps_its_customers() {
+        let registry = with(&["x", "y", "z"], Begin::ByHand);
+        // The clock is set back between: the order is that of the starts all the same.
+        let registry = registry.start("z", at(300)).and_then(|next| next.start("x", at(200))).expect("starts");
+        let names: Vec<&str> = registry.running().iter().map(|known| &*known.experiment.name).collect();
+        assert_eq!(names, ["z", "x"]);
+        assert_eq!(registry.find("x").map(|known| known.experiment.from_ms), Some(200));
+        let change = |name: &str, share: f64, force| {
+            registry.change(experiment(name, share), Begin::ByHand, at(400), force, &[])
+        };
+        assert_eq!(pointers(change("z", 0.2, false).expect_err("x is behind it")), ["/arms"]);
+        let forced = change("z", 0.2, true).expect("by force");
+        assert_eq!(forced.find("z").map(|known| known.shares_since_ms), Some(400));
+        let grown = change("x", 0.2, false).expect("nobody is behind it");
+        let known = grown.find("x").expect("it is there");
+        assert_eq!((known.shares_since_ms, known.experiment.from_ms), (400, 200));
+        assert_eq!(pointers(change("x", 0.05, false).expect_err("it shrinks")), ["/arms/0/share", "/arms/1/share"]);
+        assert!(change("y", 0.3, false).is_ok(), "what is planned has no customers yet");
+        let longer = Experiment { to_ms: 2_000, ..experiment("z", 0.1) };
+        let longer = registry.change(longer, Begin::ByHand, at(400), false, &[]).expect("nobody moves");
+        assert_eq!(longer.find("z").map(|known| known.shares_since_ms), Some(300));
+    }
+
+    #[test]
+    fn everything_wrong_is_told_and_everything_is_bounded() {
+        let registry = with(&["x"], Begin::ByHand);
+        let create = |experiment| registry.create(experiment, Begin::ByHand, at(60), &[experiment_of_another()]);
+        fn experiment_of_another() -> Experiment {
+            experiment("other", 0.1)
+        }
+        let twin = Experiment { to_ms: 60, salt: "salt-of-other".to_owned(), ..experiment("x", 0.6) };
+        let told = pointers(create(twin).expect_err("it is wrong"));
+        assert_eq!(told, ["/to_ms", "/arms", "/name", "/salt", "/to_ms"]);
+        let names: Vec<String> = (0..KNOWN_MAX).map(|number| format!("x-{number}")).collect();
+        let mut full = with(&names.iter().map(String::as_str).collect::<Vec<_>>(), Begin::ByHand);
+        for name in &names[..RUNNING_MAX] {
+            full = full.start(name, at(200)).expect("a start");
+        }
+        assert!(why(full.start(&names[RUNNING_MAX], at(200)).expect_err("full")).0.contains("8 experiments run"));
+        assert_eq!(full.due(500, Some(400)), None);
+        let more = |registry: &Registry| registry.create(experiment("more", 0.1), Begin::ByHand, at(60), &[]);
+        assert!(why(more(&full).expect_err("full")).0.contains("stop one first"));
+        let stopped = full.stop("x-3", at(300)).expect("an end");
+        let next = more(&stopped).expect("room");
+        assert_eq!((next.all().len(), next.find("x-3")), (KNOWN_MAX, None));
+    }
 }
