@@ -205,6 +205,13 @@ impl Reader {
         fields
     }
 
+    /// What is no object is one violation behind those that were `told` before, not one for each field that it lacks.
+    fn only_itself(&mut self, told: usize, is_object: bool) {
+        if !is_object {
+            self.violations.truncate(told + 1);
+        }
+    }
+
     fn text_if(&mut self, value: Option<Value>, place: &str) -> Option<String> {
         match value {
             None | Some(Value::Null) => None,
@@ -236,6 +243,7 @@ impl Reader {
     }
 
     fn draft(&mut self, value: Option<Value>) -> Draft {
+        let (told, is_object) = (self.violations.len(), matches!(value, Some(Value::Map(_))));
         const FIELDS: [&str; 9] =
             ["name", "hypothesis", "owner", "arms", "holdout", "from", "to", "starts_after", "salt"];
         let [name, hypothesis, owner, arms, holdout, from, to, starts_after, salt] =
@@ -277,11 +285,13 @@ impl Reader {
             to_ms: self.time(to, "/experiment/to").unwrap_or(u64::MAX),
             salt: self.text_if(salt, "/experiment/salt").unwrap_or_default(),
         };
+        self.only_itself(told, is_object);
         Draft { experiment, begin, documents }
     }
 
     fn arm(&mut self, at: usize, value: Value) -> (experiment::Arm, Option<String>) {
         let place = format!("/experiment/arms/{at}");
+        let (told, is_object) = (self.violations.len(), matches!(value, Value::Map(_)));
         let [name, share, description, intervention, policy] =
             self.fields(Some(value), &place, ["name", "share", "description", "intervention", "policy"]);
         let intervention = self.text_if(intervention, &format!("{place}/intervention"));
@@ -295,6 +305,7 @@ impl Reader {
             description: self.text_if(description, &format!("{place}/description")).unwrap_or_default(),
             treatment: intervention.map_or(Treatment::Control, Treatment::Intervention),
         };
+        self.only_itself(told, is_object);
         (arm, policy)
     }
 }

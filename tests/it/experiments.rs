@@ -115,13 +115,13 @@ async fn groups_are_sticky_nested_on_record_and_come_back() {
         (&created["experiment"]["state"], &created["experiment"]["model"]),
         (&json!("planned"), &json!("telco-churn"))
     );
-    let before = decide(&service, 300).await;
+    let before = decide(&service, 200).await;
     assert!(arms(&before).iter().all(String::is_empty) && before[0].get("experiments").is_none());
     let started = done(&act(&service, "call-or-mail", "start", json!({"why": "to know"})).await);
     assert_eq!(started["experiment"]["started"]["why"], "to know");
     assert_eq!(started["experiment"]["legal"], json!(["stop", "change"]));
 
-    let decisions = decide(&service, 300).await;
+    let decisions = decide(&service, 200).await;
     for (decision, usual) in decisions.iter().zip(&before) {
         let action = &decision["intervention"]["action"];
         match &*arm(decision) {
@@ -135,8 +135,8 @@ async fn groups_are_sticky_nested_on_record_and_come_back() {
     }
     for (name, share) in [("call", 0.2), ("control", 0.2), ("holdout", 0.1), ("", 0.5)] {
         let found = count(&decisions, name) as f64;
-        let sd = (300.0 * share * (1.0 - share)).sqrt();
-        assert!((found - 300.0 * share).abs() <= 4.0 * sd, "{name}: {found}");
+        let sd = (200.0_f64 * share * (1.0 - share)).sqrt();
+        assert!((found - 200.0 * share).abs() <= 4.0 * sd, "{name}: {found}");
     }
     let records = records(&service, &decisions).await;
     let told: Vec<(&str, &str, f64)> = records
@@ -158,7 +158,7 @@ async fn groups_are_sticky_nested_on_record_and_come_back() {
 
     service.wait();
     let service = Service::start_in(directory.path(), &[]);
-    let again = decide(&service, 300).await;
+    let again = decide(&service, 200).await;
     assert_eq!(arms(&again), arms(&decisions), "after a restart");
     let shown = show(&service, "call-or-mail").await;
     assert_eq!(shown["arms"][0]["customers"], count(&decisions, "call"), "each customer once");
@@ -170,20 +170,20 @@ async fn groups_are_sticky_nested_on_record_and_come_back() {
     let refused = act(&service, "call-or-mail", "change", change(call_or_mail(0.1, 0.1), false)).await;
     assert_eq!(pointers(&refused), ["/experiment/arms/0/share", "/experiment/arms/1/share"]);
     done(&act(&service, "call-or-mail", "change", change(call_or_mail(0.3, 0.2), false)).await);
-    let grown = arms(&decide(&service, 300).await);
+    let grown = arms(&decide(&service, 200).await);
     assert!(arms(&decisions).iter().zip(&grown).all(|(before, now)| before.is_empty() || before == now));
-    assert!(grown.iter().filter(|arm| arm.is_empty()).count() < 100, "{grown:?}");
+    assert!(grown.iter().filter(|arm| arm.is_empty()).count() < 80, "{grown:?}");
     let forced = done(&act(&service, "call-or-mail", "change", change(call_or_mail(0.1, 0.1), true)).await);
     assert_eq!(forced["result"], "call-or-mail is changed, by force");
     done(&act(&service, "call-or-mail", "stop", json!({})).await);
-    assert!(arms(&decide(&service, 300).await).iter().all(String::is_empty));
+    assert!(arms(&decide(&service, 200).await).iter().all(String::is_empty));
     assert_eq!(act(&service, "call-or-mail", "start", json!({})).await.code(), "illegal_move");
     let history = service.get_admin("/v1/slots/telco-churn/history").await.json();
     let verbs: Vec<&str> =
         history["moves"].as_array().expect("moves").iter().filter_map(|made| made["verb"].as_str()).collect();
     let expected = ["stop", "change", "change", "start", "create"].map(|verb| format!("{verb}_experiment"));
     assert_eq!(verbs[..5], expected.each_ref().map(String::as_str));
-    replayed(&service, 5 * 300);
+    replayed(&service, 5 * 200);
     assert_eq!(problems(&service.ledger), Vec::<String>::new());
 }
 
@@ -333,17 +333,8 @@ async fn everything_wrong_with_an_experiment_is_told_by_its_place() {
         "arms": [{"name": "a", "share": "much"}, {"name": "b", "share": 0.1, "intervention": "x", "policy": "y"}, 5],
     });
     let places = told(shape).await;
-    for place in [
-        "/name",
-        "/hypotesis",
-        "/hypothesis",
-        "/to",
-        "/starts_after",
-        "/arms/0/share",
-        "/arms/1",
-        "/arms/2",
-        "/arms/2/name",
-    ] {
+    assert!(!places.contains(&"/experiment/arms/2/name".to_owned()), "it is no object: {places:?}");
+    for place in ["/name", "/hypotesis", "/hypothesis", "/to", "/starts_after", "/arms/0/share", "/arms/1", "/arms/2"] {
         assert!(places.contains(&format!("/experiment{place}")), "{place} of {places:?}");
     }
     let arms = json!([
