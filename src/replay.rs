@@ -3,12 +3,15 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
+use crate::domain::money::Money;
 use crate::domain::policy::Policy;
-use crate::domain::policy::assessment::{Offer, REFUSED};
+use crate::domain::policy::assessment::{Assessment, Offer, REFUSED};
 use crate::domain::policy::document;
+use crate::domain::policy::layers::{self, Case, Chance, Layers, Layout, Way};
 use crate::http;
-use crate::ledger::{Extra, Inputs, Recorded};
+use crate::ledger::{Extra, Inputs, Kept, Reading, Recorded};
 use crate::model::{LoadOptions, Model, Runtime};
 
 /// What a decision was made again by: bundles and policies are loaded once.
@@ -17,8 +20,12 @@ pub struct Replay<'r> {
     models_dir: PathBuf,
     row_p99_us_max: u64,
     models: HashMap<String, Result<Model, String>>,
-    policies: HashMap<String, Result<Policy, String>>,
+    policies: HashMap<String, Result<Arc<Policy>, String>>,
+    experiments: HashMap<String, Result<Experiments, String>>,
 }
+
+/// The experiments that ran at a time, over the policy that was in force.
+type Experiments = (Arc<Policy>, Arc<Layers>);
 
 /// How a decision came out the second time.
 #[derive(Debug, PartialEq)]
@@ -36,25 +43,37 @@ struct Again {
     score: f64,
     tier: String,
     action: String,
+    policy_version: String,
     extra: Extra,
 }
 
 impl<'r> Replay<'r> {
     /// Replays with bundles from `models_dir`.
     pub fn new(runtime: &'r Runtime, models_dir: PathBuf, row_p99_us_max: u64) -> Self {
-        Self { runtime, models_dir, row_p99_us_max, models: HashMap::new(), policies: HashMap::new() }
+        Self {
+            runtime,
+            models_dir,
+            row_p99_us_max,
+            models: HashMap::new(),
+            policies: HashMap::new(),
+            experiments: HashMap::new(),
+        }
     }
 
-    /// Makes `recorded` again.
-    pub fn run(&mut self, recorded: &Recorded) -> Outcome {
-        match self.decide(recorded) {
+    /// Makes `recorded` again; which experiments ran, `reading` knows.
+    pub fn run(&mut self, recorded: &Recorded, reading: &Reading) -> Outcome {
+        match self.decide(recorded, reading) {
             Err(why) => Outcome::Impossible(why),
-            Ok(Again { score, tier, action, extra }) => {
+            Ok(Again { score, tier, action, policy_version, extra }) => {
                 let mut differences = Vec::new();
                 if score.to_bits() != recorded.score.to_bits() {
                     differences.push(format!("score {score} instead of {}", recorded.score));
                 }
-                for (what, again, before) in [("tier", &tier, &recorded.tier), ("action", &action, &recorded.action)] {
+                for (what, again, before) in [
+                    ("tier", &tier, &recorded.tier),
+                    ("action", &action, &recorded.action),
+                    ("policy", &policy_version, &recorded.policy_version),
+                ] {
                     if again != before {
                         differences.push(format!("{what} {again} instead of {before}"));
                     }
@@ -76,6 +95,13 @@ impl<'r> Replay<'r> {
                 if extra.holdout != before.holdout {
                     differences.push(format!("holdout {:?} instead of {:?}", extra.holdout, before.holdout));
                 }
+                if extra.experiments != before.experiments {
+                    let told = |extra: &Extra| match extra.experiments.as_deref() {
+                        Some([part]) => format!("{} {}", part.name, part.arm),
+                        _ => "none".to_owned(),
+                    };
+                    differences.push(format!("experiment {} instead of {}", told(&extra), told(before)));
+                }
                 if extra.rules != before.rules {
                     let [again, before] =
                         [&extra.rules, &before.rules].map(|rules| rules.as_deref().unwrap_or_default().join(" "));
@@ -86,12 +112,35 @@ impl<'r> Replay<'r> {
         }
     }
 
-    fn decide(&mut self, recorded: &Recorded) -> Result<Again, String> {
+    /// The experiments that ran when a decision referred to `digest`, and the policy in force.
+    fn experiments(&mut self, digest: &str, reading: &Reading) -> Result<Experiments, String> {
+        let document = |kept: Kept, digest: &str| {
+            let found = reading.document(kept, digest).map_err(|error| error.to_string())?;
+            found.ok_or_else(|| format!("what stood on record as {digest} is not there"))
+        };
+        let policy = |digest: &str| {
+            let text = document(Kept::Policy, digest)?;
+            let version: String = digest.chars().take(16).collect();
+            document::parse(&text, &version).map(Arc::new).map_err(|problems| problems.join("; "))
+        };
+        let open = || -> Result<Experiments, String> {
+            let text = document(Kept::Layout, digest)?;
+            let layout: Layout = serde_json::from_str(&text).map_err(|error| error.to_string())?;
+            let in_force = policy(&layout.policy.digest)?;
+            let layers = Layers::open(&text, &in_force, |digest| policy(digest).ok());
+            Ok((in_force, Arc::new(layers.map_err(|problems| problems.join("; "))?)))
+        };
+        self.experiments.entry(digest.to_owned()).or_insert_with(open).clone()
+    }
+
+    fn decide(&mut self, recorded: &Recorded, reading: &Reading) -> Result<Again, String> {
         let inputs = match &recorded.inputs {
             Inputs::Kept(inputs) => inputs,
             Inputs::Erased => return Err("its inputs were erased".to_owned()),
             Inputs::NotKept => return Err("its inputs were not kept".to_owned()),
         };
+        let layout = recorded.extra.layout.as_deref();
+        let experiments = layout.map(|digest| self.experiments(digest, reading)).transpose()?;
         let (runtime, dir, row_p99_us_max) = (self.runtime, &self.models_dir, self.row_p99_us_max);
         let model = self.models.entry(recorded.model_digest.clone()).or_insert_with(|| {
             let path = dir.join(&recorded.model).join(&recorded.model_version);
@@ -109,9 +158,13 @@ impl<'r> Replay<'r> {
         });
         let model = model.as_ref().map_err(Clone::clone)?;
         let policy = self.policies.entry(recorded.policy_version.clone()).or_insert_with(|| {
-            document::parse(&recorded.policy_document, &recorded.policy_version).map_err(|problems| problems.join("; "))
+            let parsed = document::parse(&recorded.policy_document, &recorded.policy_version);
+            parsed.map(Arc::new).map_err(|problems| problems.join("; "))
         });
-        let policy = policy.as_ref().map_err(Clone::clone)?;
+        let policy = match &experiments {
+            Some((in_force, _)) => in_force,
+            None => policy.as_ref().map_err(Clone::clone)?,
+        };
 
         let record = http::read_record(inputs)?;
         let mut row = vec![0.0; model.schema().columns()];
@@ -122,24 +175,68 @@ impl<'r> Replay<'r> {
         let score = model.score(&row).map_err(|error| error.to_string())?;
         let binding = policy.bind(&model.card().features).map_err(|problems| problems.join("; "))?;
         let values = binding.read(&record).map_err(|_| "its context breaks the policy".to_owned())?;
-        let assessment = policy.assess(score, &values);
         // What there was no money for then is among the rules on record: the same offers are refused, whatever the choice was. Where one
-        // of them would not have come up, or one comes up that did, the rules differ.
-        let refused: Vec<&str> =
-            recorded.extra.rules.iter().flatten().filter_map(|rule| rule.strip_prefix(REFUSED)).collect();
-        let is_affordable =
-            |offer: &Offer| !refused.contains(&policy.interventions()[offer.intervention].action.as_str());
-        let choice = match policy.holds_out(&record.customer_id) {
-            true => assessment.hold_out(),
-            false => assessment.choose(recorded.extra.shadow_price.unwrap_or(0.0), is_affordable),
+        // of them would not have come up, or one comes up that did, the rules differ. What would have been chosen in another group
+        // is asked with what was left.
+        let before = &recorded.extra;
+        let refused: Vec<&str> = before.rules.iter().flatten().filter_map(|rule| rule.strip_prefix(REFUSED)).collect();
+        let left = before.budget_left_micros.map(Money::from_micros);
+        let price = before.shadow_price.unwrap_or(0.0);
+        let layers = experiments.as_ref().map(|(_, layers)| layers);
+        let own = |at: usize| {
+            let policy = &layers?.policies()[at];
+            let binding = policy.bind(&model.card().features).ok()?;
+            let values = binding.read(&record).ok()?;
+            Some(policy.assess(score, &values))
         };
+        // The policy that decided, and so has the actions that were refused, is known by its version.
+        let decider = policy_of(policy, layers, &recorded.policy_version);
+        let choose = |assessment: &Assessment| {
+            let is_affordable = |offer: &Offer| match decider.interventions().get(offer.intervention) {
+                Some(intervention) => !refused.contains(&intervention.action.as_str()),
+                None => false,
+            };
+            assessment.choose(price, is_affordable)
+        };
+        let peek = |assessment: &Assessment, price| {
+            assessment.choose(price, |offer| left.is_none_or(|left| offer.cost <= left))
+        };
+        let case = Case {
+            policy,
+            layers: layers.map(|layers| &**layers),
+            customer_id: &record.customer_id,
+            at_ms: recorded.decided_at_ms as u64,
+            score,
+            values: &values,
+        };
+        let decided = layers::decide(&case, price, own, choose, peek);
+        let policy = match (decided.way, layers) {
+            (Way::Policy(at), Some(layers)) => &layers.policies()[at],
+            _ => policy,
+        };
+        let chance = decided.propensity.map(|propensity| Chance {
+            propensity,
+            layers: layers.cloned(),
+            member: decided.member,
+            left,
+        });
+        let (assessment, choice) = (&decided.assessment, &decided.choice);
+        let (tier, stake, trace) = (assessment.tier, assessment.value_at_stake, &assessment.trace);
         Ok(Again {
             score: score.value(),
-            tier: policy.tiers()[assessment.tier].name.clone(),
+            tier: policy.tiers()[tier].name.clone(),
             action: policy.interventions()[choice.intervention].action.clone(),
-            extra: Extra::of(policy, assessment.tier, assessment.value_at_stake, &assessment.trace, &choice),
+            policy_version: policy.version().to_owned(),
+            extra: Extra::of(policy, tier, stake, trace, choice, chance.as_ref()),
         })
     }
+}
+
+/// The policy of `version`: the one in force, or that of an arm.
+fn policy_of<'p>(in_force: &'p Policy, layers: Option<&'p Arc<Layers>>, version: &str) -> &'p Policy {
+    let arms = layers.into_iter().flat_map(|layers| layers.policies());
+    let own = arms.map(|policy| &**policy).find(|policy| policy.version() == version);
+    if in_force.version() == version { in_force } else { own.unwrap_or(in_force) }
 }
 
 impl std::fmt::Debug for Replay<'_> {

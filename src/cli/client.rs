@@ -41,7 +41,11 @@ fn checked((status, answer): (u16, String)) -> anyhow::Result<String> {
     let text = |name: &str| problem[name].as_str().unwrap_or_default().to_owned();
     let list = |name: &str| problem[name].as_array().cloned().unwrap_or_default();
     let mut reasons: Vec<String> = list("reasons").iter().filter_map(|reason| Some(reason.as_str()?.into())).collect();
-    reasons.extend(list("errors").iter().map(|error| error["detail"].as_str().unwrap_or_default().to_owned()));
+    let told = |error: &serde_json::Value| {
+        let [place, detail] = ["pointer", "detail"].map(|name| error[name].as_str().unwrap_or_default());
+        format!("{place} {detail}").trim_start().to_owned()
+    };
+    reasons.extend(list("errors").iter().map(told));
     let title = if problem.is_null() { format!("the service answered {status}") } else { text("title") };
     Err(Refused { title, detail: text("detail"), reasons }.into())
 }

@@ -99,7 +99,7 @@ pub(super) fn replay(arguments: ReplayArguments) -> anyhow::Result<()> {
     let mut replay = Replay::new(runtime, config.models.dir.clone(), config.models.probe_row_p99_us_max);
     let (mut same, mut impossible, mut problems) = (0, 0, Vec::new());
     for decision in &recorded {
-        match replay.run(decision) {
+        match replay.run(decision, &reading) {
             Outcome::Same => same += 1,
             Outcome::Different(how) => problems.push(format!("{}: {how}", decision.id)),
             Outcome::Impossible(why) => {

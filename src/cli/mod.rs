@@ -1,7 +1,8 @@
 //! The command line: what can be asked of the binary, and its exit codes. The verbs about the ledger are in `ledger`, those about
-//! slots, rollouts and policies in `slots`.
+//! slots, rollouts and policies in `slots`, those about experiments in `experiments`.
 
 mod client;
+mod experiments;
 mod ledger;
 mod slots;
 mod table;
@@ -69,6 +70,9 @@ enum Command {
     /// Try, apply and undo policies
     #[command(subcommand)]
     Policy(slots::Policy),
+    /// Compare policies or interventions on shares of the customers
+    #[command(subcommand)]
+    Experiment(experiments::Experiment),
     /// Ask a running service whether it is ready: exit code 0 if so
     Health(Configured),
     /// Write the contract of the HTTP API to standard output
@@ -148,6 +152,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Rollback(plain) => plain.run("rollback"),
         Command::Rollout(command) => command.run(),
         Command::Policy(command) => command.run(),
+        Command::Experiment(command) => command.run(),
         Command::Openapi { admin } => write_out(&http::contract_yaml(admin)),
     };
     match done {

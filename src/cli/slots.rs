@@ -160,12 +160,12 @@ fn step(text: &str) -> Result<(f64, u64), String> {
 }
 
 impl Out {
-    fn admin(&mut self) -> anyhow::Result<SocketAddr> {
+    pub(super) fn admin(&mut self) -> anyhow::Result<SocketAddr> {
         let configured = std::mem::take(&mut self.configured);
         Ok(configured.load()?.admin.listen)
     }
 
-    fn write(&self, answer: &str, text: impl Fn(&Value) -> String) -> anyhow::Result<()> {
+    pub(super) fn write(&self, answer: &str, text: impl Fn(&Value) -> String) -> anyhow::Result<()> {
         if self.json {
             return write_out(&format!("{}\n", answer.trim_end()));
         }
@@ -272,12 +272,16 @@ impl Policy {
 }
 
 impl Asked {
-    fn ask(mut self, model: &str, verb: &str, mut body: Value) -> anyhow::Result<()> {
+    /// Asks for what `body` says, and tells the answer as `text`.
+    pub(super) fn post(mut self, path: &str, mut body: Value, text: impl Fn(&Value) -> String) -> anyhow::Result<()> {
         body["by"] = json!(self.by);
         body["why"] = json!(self.why);
-        let path = format!("/v1/slots/{model}/{verb}");
-        let answer = client::post(self.out.admin()?, &path, &body.to_string(), self.key.as_deref())?;
-        self.out.write(&answer, |done| {
+        let answer = client::post(self.out.admin()?, path, &body.to_string(), self.key.as_deref())?;
+        self.out.write(&answer, text)
+    }
+
+    fn ask(self, model: &str, verb: &str, body: Value) -> anyhow::Result<()> {
+        self.post(&format!("/v1/slots/{model}/{verb}"), body, |done| {
             let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
             let mut lines = vec![text(&done["result"])];
             if done["repeated"] == true {

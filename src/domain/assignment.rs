@@ -5,9 +5,14 @@ use sha2::{Digest, Sha256};
 
 /// The ticket of a customer: the first 64 bits of SHA-256 over salt and id.
 pub fn ticket(salt: &str, customer_id: &str) -> u64 {
+    ticket_of(&[salt], customer_id)
+}
+
+/// The same with a salt that is put together from `parts`, without putting it together.
+pub fn ticket_of(parts: &[&str], customer_id: &str) -> u64 {
     let mut hash = Sha256::new();
-    hash.update((salt.len() as u64).to_le_bytes());
-    hash.update(salt);
+    hash.update(parts.iter().map(|part| part.len() as u64).sum::<u64>().to_le_bytes());
+    parts.iter().for_each(|part| hash.update(part));
     hash.update(customer_id);
     let digest: [u8; 32] = hash.finalize().into();
     let (first, _) = digest.split_first_chunk::<8>().expect("32 is more than 8");
@@ -41,5 +46,6 @@ mod tests {
         assert!((both - 0.25).abs() < 4.0 * (0.25_f64 * 0.75 / 20_000.0).sqrt(), "{both}");
         assert_eq!(place("salt", "C-1"), place("salt", "C-1"));
         assert_ne!(place("ab", "c"), place("a", "bc"));
+        assert_eq!(super::ticket_of(&["a", "", "b"], "c"), super::ticket("ab", "c"));
     }
 }

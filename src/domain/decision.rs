@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::domain::id::DecisionId;
 use crate::domain::policy::assessment::{Choice, Trace};
+use crate::domain::policy::layers::Chance;
 use crate::domain::policy::{Intervention, Policy, Tier};
 use crate::domain::reason::Explanation;
 use crate::domain::score::Score;
@@ -58,7 +59,7 @@ pub struct Decision {
     pub model: Arc<ModelId>,
     /// The role of that model.
     pub arm: Arm,
-    /// The policy that turned it into a tier.
+    /// The policy that turned it into a tier: the one in force, or that of the arm of an experiment.
     pub policy: Arc<Policy>,
     /// The place of the tier in `policy.tiers()`.
     pub tier: usize,
@@ -68,6 +69,8 @@ pub struct Decision {
     pub value_at_stake: Option<f64>,
     /// Which rules fired.
     pub trace: Trace,
+    /// What chance had to do with it; `None` where neither a holdout nor an experiment had a say.
+    pub chance: Option<Chance>,
     /// Why the score is what it is, where that was wanted.
     pub explanation: Option<Arc<Explanation>>,
 }

@@ -149,7 +149,7 @@ impl Account {
         self.span.load().ms == (0..u64::MAX)
     }
 
-    fn shadow_price(&self) -> f64 {
+    pub(super) fn shadow_price(&self) -> f64 {
         f64::from_bits(self.price.load(Ordering::Relaxed))
     }
 
@@ -163,6 +163,12 @@ impl Account {
         let next = Arc::new(Span::new(self.budget.period.around(at_ms), Money::ZERO));
         self.span.rcu(|span| if at_ms < span.ms.end { span.clone() } else { next.clone() });
         Some(self.span.load_full()).filter(|span| span.ms.contains(&at_ms))
+    }
+
+    /// What there is left for a decision at `at_ms`.
+    pub(super) fn left(&self, at_ms: u64) -> Money {
+        let spent = |span: Arc<Span>| Money::from_micros(span.spent.load(Ordering::Relaxed));
+        self.span_at(at_ms).map_or(Money::ZERO, |span| self.budget.amount.less(spent(span)))
     }
 
     /// Chooses what there is money for, and sets that aside.

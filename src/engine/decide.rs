@@ -15,6 +15,7 @@ use super::{Engine, Error};
 use crate::domain::decision::{Arm, Decision};
 use crate::domain::id::DecisionId;
 use crate::domain::policy::condition::{Known, Values};
+use crate::domain::policy::layers::Decided;
 use crate::domain::record::Record;
 use crate::domain::rollout::Exposure;
 use crate::domain::score::Score;
@@ -82,7 +83,7 @@ impl Engine {
         };
         // Before this whatever went wrong has given it back.
         reserved.into_iter().for_each(Reserved::keep);
-        candidate(serving, scored.arm).count(decision.tier);
+        serving.count(&decision);
         if let Some((trial, who)) = serving.shadow(addressed).zip(who) {
             self.shade(trial, who, record, row);
         }
@@ -182,7 +183,7 @@ impl Engine {
             None => Receipt::done(),
         };
         reserved.into_iter().for_each(Reserved::keep);
-        decisions.iter().flatten().for_each(|decision| candidate(serving, decision.arm).count(decision.tier));
+        decisions.iter().flatten().for_each(|decision| serving.count(decision));
         Ok(Batch { decisions, stages, receipt })
     }
 
@@ -289,16 +290,17 @@ impl Engine {
         decided_at_ms: u64,
     ) -> (Decision, Option<Reserved>) {
         let Scored { score, arm } = *scored;
-        let candidate = candidate(serving, arm);
-        let assessment = match arm {
-            Arm::Champion => serving.policy.assess(score, values),
+        let candidate = serving.candidate(arm);
+        let treat = |values: &[Known]| serving.treat(record, values, score, arm, decided_at_ms);
+        let (decided, policy, chance, reserved) = match arm {
+            Arm::Champion => treat(values),
             // What a missing value means, the dictionary of the model says that answers.
             Arm::Challenger => match candidate.binding.read(record) {
-                Ok(own) => serving.policy.assess(score, &own),
-                Err(_) => serving.policy.assess(score, values),
+                Ok(own) => treat(&own),
+                Err(_) => treat(values),
             },
         };
-        let (choice, reserved) = serving.choose(&assessment, &record.customer_id, decided_at_ms);
+        let Decided { assessment, choice, .. } = decided;
         let mut random = [0; 10];
         fastrand::fill(&mut random);
         let decision = Decision {
@@ -307,11 +309,12 @@ impl Engine {
             score,
             model: candidate.model.id().clone(),
             arm,
-            policy: serving.policy.clone(),
+            policy,
             tier: assessment.tier,
             choice,
             value_at_stake: assessment.value_at_stake,
             trace: assessment.trace,
+            chance,
             explanation: None,
         };
         (decision, reserved)
@@ -334,20 +337,13 @@ fn encode<'v>(serving: &'v Serving, record: &'v Record, row: &mut [f32]) -> Resu
     }
 }
 
-fn candidate(serving: &Serving, arm: Arm) -> &Candidate {
-    match (arm, &serving.idle) {
-        (Arm::Challenger, Some(idle)) => idle,
-        _ => &serving.champion,
-    }
-}
-
 /// Adds the reasons that are wanted: by the caller. A policy that wants some for its tiers is to be asked here.
 fn explain(serving: &Serving, record: &Record, row: &[f32], decision: &mut Decision) -> Result<(), Error> {
     let wanted = record.reasons;
     if wanted == 0 {
         return Ok(());
     }
-    let model = &candidate(serving, decision.arm).model;
+    let model = &serving.candidate(decision.arm).model;
     let found = match decision.arm {
         Arm::Challenger if !serving.reads_same_row() => {
             let mut own: Row = smallvec![0.0; model.schema().columns()];

@@ -15,8 +15,16 @@ pub enum Error {
         /// The names in service.
         known: Vec<String>,
     },
-    /// The record breaks the model's dictionary.
-    #[error("the record breaks the model's dictionary")]
+    /// No experiment of that name is known.
+    #[error("no such experiment")]
+    UnknownExperiment {
+        /// The name that was probably meant.
+        nearest: Option<String>,
+        /// The names that are known.
+        known: Vec<String>,
+    },
+    /// The record breaks the model's dictionary, or an experiment its laws.
+    #[error("it breaks the contract")]
     Invalid(Vec<Violation>),
     /// A challenger was addressed and there is none.
     #[error("no second model stands by")]
@@ -40,7 +48,7 @@ pub enum Error {
         /// Why.
         source: Box<model::Error>,
     },
-    /// A move that the slots do not allow now.
+    /// A move that the slots, or the state of an experiment, do not allow now.
     #[error(transparent)]
     Illegal(#[from] Illegal),
     /// A bundle or a policy that must not go into service.

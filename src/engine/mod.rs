@@ -5,6 +5,7 @@ mod account;
 mod decide;
 mod dry_run;
 mod error;
+mod experiments;
 mod moves;
 mod opening;
 mod past;
@@ -13,6 +14,7 @@ mod serving;
 mod shadow;
 mod shelf;
 mod slots;
+mod treatment;
 mod watch;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,6 +26,7 @@ use arc_swap::ArcSwap;
 pub use account::Balance;
 pub use decide::{Batch, Stages};
 pub use error::Error;
+pub use experiments::{Counted, Draft, Examined, Trial};
 pub use moves::{Ask, Moved, Standing, Verb, Warm};
 pub use rollout::Options;
 pub use serving::{Catalogue, Serving};
@@ -54,6 +57,8 @@ pub struct Engine {
     decks: Vec<Deck>,
     /// Models that have left their slot, until nobody uses them any more.
     retired: Mutex<Vec<Arc<Model>>>,
+    /// Held while an experiment gets its name and its salt, which no other has, of whatever model.
+    naming: Mutex<()>,
     shadow: Shadow,
     shelf: Shelf,
     ledger: Option<Ledger>,
@@ -106,6 +111,7 @@ impl Engine {
             catalogue: ArcSwap::from_pointee(Catalogue::none()),
             decks: Vec::new(),
             retired: Mutex::default(),
+            naming: Mutex::default(),
             shadow: Shadow::new(options.shadow_queue_max),
             shelf,
             ledger,

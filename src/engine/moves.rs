@@ -208,7 +208,10 @@ impl Engine {
             // What kept it from being loaded at the start may have been mended since.
             let placed = held.slots.idle().cloned();
             let model = placed.map(|placed| self.shelf.load_as(&deck.name, &placed)).transpose();
-            held.bring_back(model.map_err(|error| Error::Refused(reasons_of(&error)))?);
+            let model = model.map_err(|error| Error::Refused(reasons_of(&error)))?;
+            // Experiments may have come since that only fit the champion.
+            model.as_ref().map_or(Ok(()), |model| held.take_in(model))?;
+            held.bring_back(model);
         }
         let (step, verb, result) = match verb {
             Verb::Stage { .. } => return Err(Error::Refused(Vec::new())),
@@ -258,7 +261,7 @@ impl Engine {
     }
 
     /// The answer to a request that comes again.
-    fn answered(&self, ask: &Ask) -> Result<Option<Moved>, Error> {
+    pub(super) fn answered(&self, ask: &Ask) -> Result<Option<Moved>, Error> {
         let Some((key, fingerprint)) = &ask.key else { return Ok(None) };
         let ledger = self.ledger()?;
         match ledger.answered(key)? {
@@ -331,7 +334,7 @@ impl Engine {
             return Err(Illegal { why: "the champion has changed meanwhile; stage again".to_owned(), legal }.into());
         }
         // Another policy may have come into force while the model was loaded.
-        loaded.fits(&held.policy).map_err(Error::Refused)?;
+        held.take_in(&loaded)?;
         let colour = held.slots.champion().other().name();
         let probe = loaded.model.probe();
         let result = format!(
@@ -356,7 +359,8 @@ impl Engine {
             why: ask.why.clone(),
             result: format!("{version} refused: {}", reasons.join("; ")),
             slots: None,
-            policy: None,
+            experiments: None,
+            documents: Vec::new(),
             request: None,
         });
         if let Err(error) = refused {

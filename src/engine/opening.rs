@@ -4,12 +4,14 @@
 use std::sync::{Arc, Mutex};
 
 use super::account::Account;
+use super::experiments::digests;
 use super::shelf;
 use super::slots::{Deck, Held, SERVICE, place};
 use super::{Engine, Entry, Error};
 use crate::domain::policy::Policy;
+use crate::domain::policy::registry::{Registry, State};
 use crate::domain::rollout::slots::Slots;
-use crate::ledger::{self, Change, Ledger};
+use crate::ledger::{self, Change, Kept, Ledger};
 
 impl Deck {
     /// The deck of `entry`: as the ledger has its slots, or, where it has none or `resume` is off, with the model and policy of the
@@ -30,6 +32,7 @@ impl Deck {
             }
             None => Self::begin(&name, &version, policy, engine)?,
         };
+        held.come_back(&name, engine)?;
         let account = Account::open(&held.policy, &name, engine.ledger.as_ref(), engine.now_ms(), None)?;
         held.account = account.map(Arc::new);
         Ok(Self { name, held: Mutex::new(held), staging: Mutex::new(None) })
@@ -42,6 +45,8 @@ impl Deck {
         let reference = shelf::policy_ref(&policy);
         let slots = Slots::new(version.to_owned(), digest, reference.clone(), engine.now_ms());
         if let Some(ledger) = &engine.ledger {
+            // Beginning anew ends what experiments there were.
+            let experiments = ledger.experiments(name)?.map(|_| Registry::default());
             ledger.change(Change {
                 model: name.to_owned(),
                 verb: "begin".to_owned(),
@@ -49,7 +54,8 @@ impl Deck {
                 why: "the configuration names it".to_owned(),
                 result: format!("{version} is the champion"),
                 slots: Some(slots.clone()),
-                policy: Some((reference.digest, policy.document().to_owned())),
+                experiments,
+                documents: vec![(Kept::Policy, reference.digest, policy.document().to_owned())],
                 request: None,
             })?;
         }
@@ -85,6 +91,35 @@ impl Deck {
     }
 }
 
+impl Held {
+    /// Takes over the experiments that the ledger remembers of `name`.
+    fn come_back(&mut self, name: &str, engine: &Engine) -> Result<(), Error> {
+        let Some(ledger) = &engine.ledger else { return Ok(()) };
+        self.experiments = ledger.experiments(name)?.unwrap_or_default();
+        let lasting = self.experiments.all().iter().filter(|known| known.state() != State::Ended);
+        for digest in lasting.flat_map(|known| digests(&known.experiment)) {
+            self.arm_policies.insert(digest.to_owned(), Arc::new(policy_of_record(ledger, digest)?));
+        }
+        // A program that writes them otherwise finds them under another digest: decisions have to find what they refer to.
+        if let Some((digest, document)) = self.layout(&self.policy, &self.experiments)
+            && ledger.document(Kept::Layout, &digest)?.is_none()
+        {
+            ledger.change(Change {
+                model: name.to_owned(),
+                verb: "resume_experiments".to_owned(),
+                by: SERVICE.to_owned(),
+                why: "they are written otherwise than before".to_owned(),
+                result: "the experiments go on".to_owned(),
+                slots: None,
+                experiments: None,
+                documents: vec![(Kept::Layout, digest, document)],
+                request: None,
+            })?;
+        }
+        Ok(())
+    }
+}
+
 fn unservable(name: &str, version: &str, source: crate::model::Error) -> Error {
     Error::Unservable { name: name.to_owned(), version: version.to_owned(), source: Box::new(source) }
 }
@@ -111,7 +146,7 @@ fn warn_of_differences(name: &str, version: &str, policy: &Policy, slots: &Slots
 /// The policy that was in force under `digest`.
 fn policy_of_record(ledger: &Ledger, digest: &str) -> Result<Policy, Error> {
     let document = ledger
-        .policy(digest)?
+        .document(Kept::Policy, digest)?
         .ok_or_else(|| ledger::Error::Broken(format!("the policy {digest} that is in force is not there")))?;
     shelf::parse_policy(&document).map_err(Error::Refused)
 }

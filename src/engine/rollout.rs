@@ -11,7 +11,8 @@ use super::slots::{Deck, Delivery, Held, SERVICE};
 use super::{Ask, Engine, Error, Moved};
 use crate::domain::rollout::guardrail::{self, Limits, Reading, Verdict, verdict};
 use crate::domain::rollout::moves::Move;
-use crate::domain::rollout::{Exposure, Next, Plan, Rollout, Step};
+use crate::domain::rollout::slots::Slots;
+use crate::domain::rollout::{End, Exposure, Next, Plan, Rollout, Step};
 use crate::domain::statistics::sequential::RateTest;
 use crate::ledger::Pending;
 
@@ -132,6 +133,7 @@ impl Engine {
             }
             self.settle(&mut held);
             self.look(deck, &mut held);
+            self.run_due(deck, &mut held);
         }
     }
 
@@ -190,6 +192,11 @@ impl Engine {
             whole.next(self.now_ms(), verdict(&held.evidence.readings)) == Next::Promote
         })
     }
+}
+
+/// When the last rollout ended, if that was in a promotion.
+pub(super) fn promoted_ms(slots: &Slots) -> Option<u64> {
+    slots.last_rollout.as_ref().filter(|ended| ended.end == End::Promoted).map(|ended| ended.at_ms)
 }
 
 /// A verdict as a number that falls when it gets worse.

@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::account::{Account, Reserved};
+use super::account::Account;
+use super::treatment::Running;
 use super::watch::Watch;
 use crate::domain::assignment;
 use crate::domain::decision::Arm;
 use crate::domain::policy::Policy;
-use crate::domain::policy::assessment::{Assessment, Choice};
 use crate::domain::policy::condition::Domain;
 use crate::domain::policy::condition::Known;
 use crate::domain::policy::fit::Binding;
@@ -50,6 +50,13 @@ impl Candidate {
         Ok(Self { model, binding, decided, requests })
     }
 
+    /// The same model under another policy.
+    ///
+    /// Errors: what of it does not fit the model.
+    pub(super) fn under(&self, policy: &Policy, metrics: &Metrics) -> Result<Self, Vec<String>> {
+        Self::new(self.model.clone(), policy, metrics, self.requests.clone())
+    }
+
     pub(super) fn count(&self, tier: usize) {
         self.requests.fetch_add(1, Ordering::Relaxed);
         if let Some(counter) = self.decided.get(tier) {
@@ -66,7 +73,9 @@ pub struct Serving {
     /// The policy that every score goes through.
     pub policy: Arc<Policy>,
     /// Of the budget of the policy, where it has one.
-    account: Option<Arc<Account>>,
+    pub(super) account: Option<Arc<Account>>,
+    /// The experiments that run.
+    pub(super) experiments: Option<Arc<Running>>,
     pub(super) champion: Candidate,
     /// The model in the other slot, for who addresses it.
     pub(super) idle: Option<Candidate>,
@@ -80,10 +89,11 @@ impl Serving {
         champion: Candidate,
         policy: Arc<Policy>,
         account: Option<Arc<Account>>,
+        experiments: Option<Arc<Running>>,
         idle: Option<Candidate>,
         trial: Option<Arc<Trial>>,
     ) -> Self {
-        Self { model: champion.model.clone(), policy, account, champion, idle, trial }
+        Self { model: champion.model.clone(), policy, account, experiments, champion, idle, trial }
     }
 
     /// The entries of the context that the policy declares.
@@ -91,14 +101,11 @@ impl Serving {
         self.champion.binding.declared()
     }
 
-    /// What a customer is offered, and the money that is set aside for it.
-    pub(super) fn choose(&self, assessment: &Assessment, customer_id: &str, at_ms: u64) -> (Choice, Option<Reserved>) {
-        if self.policy.holds_out(customer_id) {
-            return (assessment.hold_out(), None);
-        }
-        match &self.account {
-            None => (assessment.choose(0.0, |_| true), None),
-            Some(account) => account.choose(assessment, at_ms),
+    /// What answers in the role `arm`.
+    pub(super) fn candidate(&self, arm: Arm) -> &Candidate {
+        match (arm, &self.idle) {
+            (Arm::Challenger, Some(idle)) => idle,
+            _ => &self.champion,
         }
     }
 

@@ -5,15 +5,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use super::account::Account;
+use super::experiments::ArmPolicies;
 use super::rollout::Evidence;
 use super::serving::{Candidate, Serving, Trial, Watches};
 use super::shelf::{self, Loaded};
+use super::treatment::Running;
 use super::{Ask, Engine, Error, Moved};
 use crate::domain::policy::Policy;
+use crate::domain::policy::registry::Registry;
 use crate::domain::rollout::moves::Move;
 use crate::domain::rollout::slots::{Colour, Slots};
 use crate::domain::rollout::{Exposure, Rollout};
-use crate::ledger::{Answered, Change, Ledger, Pending};
+use crate::ledger::{Answered, Change, Kept, Ledger, Pending};
 
 /// Who moves when no person does.
 pub const SERVICE: &str = "mainstay";
@@ -37,6 +40,9 @@ pub(super) struct Held {
     pub(super) policy_before: Option<Arc<Policy>>,
     /// Of the budget of the policy, where it has one.
     pub(super) account: Option<Arc<Account>>,
+    pub(super) experiments: Registry,
+    /// Of the experiments that have not ended.
+    pub(super) arm_policies: ArmPolicies,
     pub(super) watches: Option<Arc<Watches>>,
     pub(super) evidence: Evidence,
     /// Why the idle model could not be loaded at the start, if it could not.
@@ -76,6 +82,8 @@ impl Held {
             policy,
             policy_before: None,
             account: None,
+            experiments: Registry::default(),
+            arm_policies: ArmPolicies::new(),
             watches: None,
             evidence,
             unloaded: None,
@@ -87,12 +95,21 @@ impl Held {
         self.loaded[place(colour)].as_ref()
     }
 
-    /// Whether every model in the slots can be served under `policy`.
+    /// Whether every model in the slots can be served under `policy`, and every experiment go on over it.
     ///
     /// Errors: [`Error::Refused`] with what does not fit.
     pub(super) fn fit(&self, policy: &Policy) -> Result<(), Error> {
         let problems = self.loaded.iter().flatten().filter_map(|loaded| loaded.fits(policy).err());
-        let problems: Vec<String> = problems.flatten().collect();
+        let problems: Vec<String> = problems.flatten().chain(self.unfit_experiments(policy)).collect();
+        if problems.is_empty() { Ok(()) } else { Err(Error::Refused(problems)) }
+    }
+
+    /// Whether a model can be served under the policy in force and those of all arms.
+    ///
+    /// Errors: [`Error::Refused`] with what does not fit.
+    pub(super) fn take_in(&self, loaded: &Loaded) -> Result<(), Error> {
+        let policies = std::iter::once(&self.policy).chain(self.arm_policies.values());
+        let problems: Vec<String> = policies.filter_map(|policy| loaded.fits(policy).err()).flatten().collect();
         if problems.is_empty() { Ok(()) } else { Err(Error::Refused(problems)) }
     }
 
@@ -121,7 +138,16 @@ impl Held {
             policy: self.policy.clone(),
             watches: watches.clone(),
         });
-        Some(Serving::new(champion, self.policy.clone(), self.account.clone(), idle, trial.map(Arc::new)))
+        // Whatever came in was seen to fit. An experiment that does not, all the same, is not worth a customer's answer.
+        let running = self.layers().and_then(|layers| {
+            layers.map(|layers| Running::new(layers, &champion, idle.as_ref(), &engine.metrics)).transpose()
+        });
+        let running = running.unwrap_or_else(|problems| {
+            tracing::error!(cause = problems.join("; "), "the experiments cannot run");
+            None
+        });
+        let (policy, account) = (self.policy.clone(), self.account.clone());
+        Some(Serving::new(champion, policy, account, running.map(Arc::new), idle, trial.map(Arc::new)))
     }
 
     /// Takes over `next`, with what was delivered for it; what is not needed any more is given back.
@@ -245,7 +271,7 @@ impl Engine {
 
     /// Puts what the slots say into service: how long the store itself took. Requests that began before it end with what they began
     /// with.
-    fn publish(&self, deck: &Deck, held: &Held) -> Duration {
+    pub(super) fn publish(&self, deck: &Deck, held: &Held) -> Duration {
         self.tell(deck, held);
         let Some(serving) = held.serving(self).map(Arc::new) else { return Duration::ZERO };
         let begun = Instant::now();
@@ -304,8 +330,12 @@ impl Engine {
             fingerprint: fingerprint.clone(),
             answer,
         });
-        let policy =
-            delivery.policy.as_ref().map(|policy| (shelf::policy_ref(policy).digest, policy.document().into()));
+        let mut documents = Vec::new();
+        if let Some(policy) = &delivery.policy {
+            documents.push((Kept::Policy, shelf::policy_ref(policy).digest, policy.document().to_owned()));
+            let layout = held.layout(policy, &held.experiments);
+            documents.extend(layout.map(|(digest, document)| (Kept::Layout, digest, document)));
+        }
         let change = Change {
             model: deck.name.clone(),
             verb: moved.verb.clone(),
@@ -313,21 +343,17 @@ impl Engine {
             why: ask.why.clone(),
             result: moved.result.clone(),
             slots: Some(next.clone()),
-            policy,
+            experiments: None,
+            documents,
             request,
         };
         match (&self.ledger, step) {
-            (None, _) => {}
             // A broken challenger loses its customers before that is written down, whether it can be or not.
             (Some(ledger), Move::Fail) => {
                 let pending = ledger.change_later(change.clone()).ok();
                 held.owed = Some(Owed { change, pending });
             }
-            (Some(ledger), _) => {
-                // What is owed stands before this in the history.
-                held.pay(ledger)?;
-                ledger.change(change)?;
-            }
+            _ => self.journal(held, change)?,
         }
         if let Some(policy) = &delivery.policy {
             // Not before the change is on record: everything that was decided by then is, too.
@@ -338,6 +364,15 @@ impl Engine {
         self.retire(left);
         tracing::info!(model = deck.name, verb = moved.verb, by = ask.by, result = moved.result, "moved");
         Ok(Moved { flip_us: Some(flip.as_nanos() as f64 / 1e3), ..moved })
+    }
+
+    /// Journals a change behind what is owed, if there is a ledger.
+    pub(super) fn journal(&self, held: &mut Held, change: Change) -> Result<(), Error> {
+        let Some(ledger) = &self.ledger else { return Ok(()) };
+        // What is owed stands before this in the history.
+        held.pay(ledger)?;
+        ledger.change(change)?;
+        Ok(())
     }
 
     /// Keeps what has left a slot until nobody uses it any more.

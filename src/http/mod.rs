@@ -2,8 +2,10 @@
 //! layers that every request passes.
 
 mod admin;
+mod ask_experiments;
 mod batch;
 mod decisions;
+mod experiments;
 mod extract;
 mod health;
 mod json;
@@ -17,6 +19,7 @@ mod server;
 mod slots;
 mod trace;
 mod wire;
+mod wire_experiments;
 mod wire_reasons;
 mod wire_records;
 mod wire_slots;
@@ -221,7 +224,7 @@ fn health() -> OpenApiRouter<Shared> {
     OpenApiRouter::new().routes(routes!(health::livez)).routes(routes!(health::readyz)).routes(routes!(health::version))
 }
 
-/// The routes that move models: of the admin plane alone.
+/// The routes that move models and experiments: of the admin plane alone.
 fn operating() -> OpenApiRouter<Shared> {
     OpenApiRouter::with_openapi(openapi::Admin::openapi())
         .routes(routes!(slots::slots))
@@ -229,6 +232,9 @@ fn operating() -> OpenApiRouter<Shared> {
         .routes(routes!(slots::history))
         .routes(routes!(slots::try_policy))
         .routes(routes!(slots::act))
+        .routes(routes!(experiments::experiments, experiments::create))
+        .routes(routes!(experiments::experiment))
+        .routes(routes!(experiments::act))
 }
 
 /// The data plane: what product backends call.

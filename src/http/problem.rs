@@ -30,6 +30,7 @@ pub(super) enum Code {
     UnsupportedMediaType,
     UnknownModel,
     UnknownDecision,
+    UnknownExperiment,
     OutcomeConflict,
     TooManyOutcomes,
     NotFound,
@@ -63,6 +64,7 @@ impl Code {
             }
             Code::UnknownModel => (StatusCode::NOT_FOUND, "unknown_model", "No such model is in service"),
             Code::UnknownDecision => (StatusCode::NOT_FOUND, "unknown_decision", "No such decision is on record"),
+            Code::UnknownExperiment => (StatusCode::NOT_FOUND, "unknown_experiment", "No such experiment is known"),
             Code::OutcomeConflict => {
                 (StatusCode::CONFLICT, "outcome_conflict", "Another outcome is on record by this id")
             }
@@ -74,7 +76,7 @@ impl Code {
                 (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "The resource does not know this method")
             }
             Code::ArmNotAddressable => (StatusCode::FORBIDDEN, "arm_not_addressable", "No arm may be addressed"),
-            Code::IllegalMove => (StatusCode::CONFLICT, "illegal_move", "The slots do not allow this move now"),
+            Code::IllegalMove => (StatusCode::CONFLICT, "illegal_move", "This cannot be done as things stand now"),
             Code::RefusedForService => {
                 (StatusCode::UNPROCESSABLE_ENTITY, "refused_for_service", "It must not go into service")
             }
@@ -126,14 +128,14 @@ pub(super) enum Failing {
     Unavailable(Document<'static>),
 }
 
-/// What every move on the slots can be answered with, for the contract.
+/// What every move on slots or experiments can be answered with, for the contract.
 #[derive(IntoResponses)]
 #[expect(dead_code, reason = "the contract; problems are written by `Problem`")]
 pub(super) enum Moving {
-    /// No such model is in service
+    /// No such model is in service, or no such experiment known
     #[response(status = 404, content_type = "application/problem+json")]
     Unknown(Document<'static>),
-    /// The slots do not allow this move now; `legal` lists those that they do
+    /// This cannot be done as things stand now; `legal` lists what can
     #[response(status = 409, content_type = "application/problem+json")]
     Illegal(Document<'static>),
     /// The request breaks the contract, or what it names must not go into service, for every one of `reasons`
@@ -236,6 +238,10 @@ impl From<engine::Error> for Problem {
             engine::Error::UnknownModel { nearest, known } => {
                 let meant = nearest.map_or(String::new(), |nearest| format!("; did you mean \"{nearest}\"?"));
                 Problem::new(Code::UnknownModel, format!("in service: {}{meant}", known.join(", ")))
+            }
+            engine::Error::UnknownExperiment { nearest, known } => {
+                let meant = nearest.map_or(String::new(), |nearest| format!("; did you mean \"{nearest}\"?"));
+                Problem::new(Code::UnknownExperiment, format!("there are: {}{meant}", known.join(", ")))
             }
             engine::Error::Invalid(violations) => Problem::invalid(violations),
             engine::Error::NoChallenger => {

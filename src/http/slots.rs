@@ -338,7 +338,7 @@ fn parse(shared: &Shared, verb: &str, body: &[u8]) -> Result<(Verb, Ask), Proble
 }
 
 /// Holds who asks, and why, to what may stand on record and on a terminal.
-fn check(ask: &mut Ask) -> Result<(), Problem> {
+pub(super) fn check(ask: &mut Ask) -> Result<(), Problem> {
     ask.by = ask.by.trim().to_owned();
     let mut violations = Vec::new();
     let is_text = |text: &str| !text.chars().any(char::is_control);
@@ -355,7 +355,12 @@ fn check(ask: &mut Ask) -> Result<(), Problem> {
 }
 
 /// The key that the caller gave, with the hash of what was asked for.
-fn key(headers: &HeaderMap, model: &str, verb: &str, body: &[u8]) -> Result<Option<(String, String)>, Problem> {
+pub(super) fn key(
+    headers: &HeaderMap,
+    model: &str,
+    verb: &str,
+    body: &[u8],
+) -> Result<Option<(String, String)>, Problem> {
     let Some(value) = headers.get("idempotency-key") else { return Ok(None) };
     let key = value.to_str().ok().filter(|key| (1..=NAME_MAX).contains(&key.len()));
     let key = key.ok_or_else(|| wrong("/idempotency-key", format!("1 to {NAME_MAX} ASCII characters")))?;

@@ -7,6 +7,7 @@ use utoipa::ToSchema;
 
 use super::problem;
 use super::wire_reasons::{Base, Reason};
+use crate::domain::policy::layers::Chance;
 use crate::domain::{decision, policy};
 use crate::engine;
 
@@ -75,7 +76,8 @@ pub(super) struct Decision<'d> {
     value_at_stake: Option<f64>,
     /// The rules that led to the intervention: `segment:NAME`, `eligibility:ACTION:FIELD` (not offered, since this condition does not
     /// hold), `budget:refused:ACTION` (there was no money left for it), `budget:shadow_price` (it is not worth it while money is that
-    /// dear), `holdout`, `fallback:ACTION`, `objective:NAME`. Absent where the policy only looks at the score.
+    /// dear), `holdout`, `experiment` (an experiment offers it before all others), `fallback:ACTION`, `objective:NAME`. Absent where the
+    /// policy only looks at the score.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schema(required = false, example = json!(["segment:new-monthly", "objective:expected_value"]))]
     rules: Vec<String>,
@@ -83,6 +85,10 @@ pub(super) struct Decision<'d> {
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     #[schema(required = false)]
     holdout: bool,
+    /// The experiment that the customer is part of, one at most. Absent where there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false, value_type = Vec<Part>)]
+    experiments: Option<[Part<'d>; 1]>,
     /// The model that gave the score.
     model: Model<'d>,
     /// The content hash of the policy: the first 16 digits of the document's sha256.
@@ -117,6 +123,18 @@ pub(super) struct Intervention<'d> {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     expected_value: Option<f64>,
+}
+
+/// The experiment that a customer is part of.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = ExperimentPart)]
+pub(super) struct Part<'d> {
+    /// Its name.
+    #[schema(value_type = String, example = "call-or-mail")]
+    name: &'d str,
+    /// The arm, or `holdout`.
+    #[schema(value_type = String, example = "call")]
+    arm: &'d str,
 }
 
 /// Which model, which version, in which role.
@@ -291,6 +309,7 @@ impl<'d> Decision<'d> {
             value_at_stake: decision.value_at_stake,
             rules: decision.rules(),
             holdout: decision.choice.holdout,
+            experiments: decision.chance.as_ref().and_then(Chance::part).map(|(name, arm)| [Part { name, arm }]),
             model: Model { name: &decision.model.name, version: &decision.model.version, arm: decision.arm },
             policy_version: decision.policy.version(),
             base: decision.explanation.as_deref().map(Base::new),

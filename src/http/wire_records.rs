@@ -34,11 +34,14 @@ pub(super) struct DecisionRecord {
     tier: String,
     /// What was offered.
     action: String,
-    /// Whether the customer was kept from intervention; null where the policy has no holdout.
+    /// Whether the customer was kept from intervention; null where there was neither a holdout nor an experiment.
     holdout: Option<bool>,
-    /// The probability with which the action was chosen, once it is known whether the customer is held out; null where the policy has no
-    /// holdout.
+    /// The probability, over the hashes that assign, that this customer is offered this action: the shares of all groups whose treatment
+    /// leads to it. Null where there was neither a holdout nor an experiment: then it was certain.
     propensity: Option<f64>,
+    /// The experiment that the customer was part of, one at most; null where there was none.
+    #[schema(value_type = Option<Vec<Object>>)]
+    experiments: Option<Vec<crate::ledger::Part>>,
     /// The reasons of the answer; null before there are reasons.
     #[schema(value_type = Option<Vec<Object>>)]
     reasons: Option<Vec<crate::ledger::Reason>>,
@@ -271,6 +274,7 @@ impl From<Recorded> for DecisionRecord {
             action: recorded.action,
             holdout: recorded.extra.holdout,
             propensity: recorded.extra.propensity,
+            experiments: recorded.extra.experiments,
             reasons: recorded.extra.reasons,
             expected_value: recorded.extra.expected_value,
             cost: recorded.extra.cost,

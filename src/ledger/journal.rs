@@ -1,5 +1,5 @@
-//! The journal of operators: every move on the slots with the state that it led to, in one transaction with its entry in the chain.
-//! Also the policies that were in force, and the answers to requests that may come twice.
+//! The journal of operators: every move on slots and experiments with the state that it led to, in one transaction with its entry in
+//! the chain. Also the policies and experiments that were in force, and the answers to requests that may come twice.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -8,11 +8,13 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::keys::Keys;
 use super::writer::Writer;
 use super::{Action, Error};
+use crate::domain::policy::registry::Registry;
 use crate::domain::rollout::slots::Slots;
 
 /// Answers that are kept for requests that come again.
@@ -25,7 +27,25 @@ const WAITS: u8 = 0;
 const TAKEN: u8 = 1;
 const WITHDRAWN: u8 = 2;
 
-/// What somebody did, or tried to do, to the slots of a model.
+/// A document that outlives what it was written for, by its digest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kept {
+    /// A policy that was in force, or decided for an arm of an experiment.
+    Policy,
+    /// The experiments that ran at a time: a `Layout`.
+    Layout,
+}
+
+impl Kept {
+    fn name(self) -> &'static str {
+        match self {
+            Kept::Policy => "policy",
+            Kept::Layout => "layout",
+        }
+    }
+}
+
+/// What somebody did, or tried to do, to the slots or the experiments of a model.
 #[derive(Debug, Clone, Serialize)]
 pub struct Change {
     /// The model.
@@ -40,9 +60,12 @@ pub struct Change {
     pub result: String,
     /// The slots after it; `None` when nothing changed.
     pub slots: Option<Slots>,
-    /// The document of a policy that was not in force before, with its sha256.
+    /// The experiments after it; `None` when nothing changed about them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub experiments: Option<Registry>,
+    /// Documents that were not in use before: what each is, its digest, its text.
     #[serde(skip)]
-    pub policy: Option<(String, String)>,
+    pub documents: Vec<(Kept, String, String)>,
     /// The request that asked for it, to be answered the same when it comes again.
     #[serde(skip)]
     pub request: Option<Answered>,
@@ -133,8 +156,12 @@ impl Writer {
                 let document = serde_json::to_string(slots).unwrap_or_default();
                 write_state(transaction, &keys, "slots", &change.model, head.seq, &document)?;
             }
-            if let Some((digest, document)) = &change.policy {
-                write_state(transaction, &keys, "policy", digest, head.seq, document)?;
+            if let Some(experiments) = &change.experiments {
+                let document = serde_json::to_string(experiments).unwrap_or_default();
+                write_state(transaction, &keys, "experiments", &change.model, head.seq, &document)?;
+            }
+            for (kept, digest, document) in &change.documents {
+                write_state(transaction, &keys, kept.name(), digest, head.seq, document)?;
             }
             if let Some(Answered { key, fingerprint, answer }) = &change.request {
                 transaction.execute(
@@ -208,31 +235,42 @@ fn state(database: &Connection, keys: &Keys, kind: &str, name: &str) -> Result<O
 
 /// The slots of a model.
 pub(super) fn slots(database: &Connection, keys: &Keys, model: &str) -> Result<Option<Slots>, Error> {
-    let Some(document) = state(database, keys, "slots", model)? else { return Ok(None) };
-    let slots: Slots = serde_json::from_str(&document)
-        .map_err(|error| Error::Broken(format!("the slots of \"{model}\" cannot be read: {error}")))?;
-    if let Some(problem) = slots.problems().first() {
-        return Err(Error::Broken(format!("the slots of \"{model}\": {problem}")));
+    let slots: Option<Slots> = last_state(database, keys, "slots", model)?;
+    match slots.as_ref().and_then(|slots| slots.problems().first().copied()) {
+        Some(problem) => Err(Error::Broken(format!("the slots of \"{model}\": {problem}"))),
+        None => Ok(slots),
     }
+}
+
+/// The state of `kind`, `slots` or `experiments`, that the last move on a model led to.
+fn last_state<T: DeserializeOwned>(
+    database: &Connection,
+    keys: &Keys,
+    kind: &str,
+    model: &str,
+) -> Result<Option<T>, Error> {
+    let Some(document) = state(database, keys, kind, model)? else { return Ok(None) };
+    let read: T = serde_json::from_str(&document)
+        .map_err(|error| Error::Broken(format!("the {kind} of \"{model}\" cannot be read: {error}")))?;
     // An older state in its place would carry a tag of its own: the chain knows which one was the last.
     let (seq, last): (i64, Option<i64>) = database.query_row(
         "SELECT seq, (SELECT max(seq) FROM entry WHERE kind = 'action' AND json_extract(body, '$.what') = 'slots'
-                      AND json_extract(body, '$.model') = ?1 AND json_extract(body, '$.slots') IS NOT NULL)
-         FROM state WHERE kind = 'slots' AND name = ?1",
-        [model],
+                      AND json_extract(body, '$.model') = ?1 AND json_extract(body, '$.' || ?2) IS NOT NULL)
+         FROM state WHERE kind = ?2 AND name = ?1",
+        [model, kind],
         |row| Ok((row.get(0)?, row.get(1)?)),
     )?;
     match last {
         Some(last) if last != seq => Err(Error::Broken(format!(
-            "the slots of \"{model}\" are those of entry {seq}, but entry {last} changed them"
+            "the {kind} of \"{model}\" are those of entry {seq}, but entry {last} changed them"
         ))),
-        _ => Ok(Some(slots)),
+        _ => Ok(Some(read)),
     }
 }
 
-/// The document of a policy that was in force, by its sha256.
-pub(super) fn policy(database: &Connection, keys: &Keys, digest: &str) -> Result<Option<String>, Error> {
-    state(database, keys, "policy", digest)
+/// A document by its digest.
+pub(super) fn document(database: &Connection, keys: &Keys, kept: Kept, digest: &str) -> Result<Option<String>, Error> {
+    state(database, keys, kept.name(), digest)
 }
 
 /// The answer to a request with `key`.
@@ -273,19 +311,19 @@ pub(super) fn problems(database: &Connection, keys: &Keys) -> Result<Vec<String>
         }
     }
     let mut statement = database.prepare(
-        "SELECT json_extract(body, '$.model'), max(seq), json_extract(body, '$.slots') FROM entry
-         WHERE kind = 'action' AND json_extract(body, '$.what') = 'slots' AND json_extract(body, '$.slots') IS NOT NULL GROUP BY 1",
+        "SELECT json_extract(body, '$.model'), max(seq), body FROM entry
+         WHERE kind = 'action' AND json_extract(body, '$.what') = 'slots' AND json_extract(body, '$.' || ?1) IS NOT NULL GROUP BY 1",
     )?;
-    let last: Vec<(String, i64, String)> =
-        statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?.collect::<Result<_, _>>()?;
-    for (model, seq, slots) in last {
-        let row = rows.iter().find(|(kind, name, _, _)| kind == "slots" && *name == model);
-        let same = |document: &str| {
-            let parse = |text: &str| serde_json::from_str::<Slots>(text).ok();
-            parse(document).is_some() && parse(document) == parse(&slots)
-        };
-        if !row.is_some_and(|(_, _, at, document)| *at == seq && same(document)) {
-            problems.push(format!("the slots of \"{model}\" are not those of entry {seq}"));
+    for kind in ["slots", "experiments"] {
+        let last: Vec<(String, i64, String)> = statement
+            .query_map([kind], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
+            .collect::<Result<_, _>>()?;
+        for (model, seq, body) in last {
+            let parse = |text: &str| serde_json::from_str::<Value>(text).unwrap_or_default();
+            let row = rows.iter().find(|(own, name, _, _)| own == kind && *name == model);
+            if !row.is_some_and(|(_, _, at, document)| *at == seq && parse(document) == parse(&body)[kind]) {
+                problems.push(format!("the {kind} of \"{model}\" are not those of entry {seq}"));
+            }
         }
     }
     Ok(problems)
@@ -316,9 +354,14 @@ impl super::Ledger {
         self.readers.with(|database| slots(database, &self.keys.load(), model))
     }
 
-    /// The document of a policy that was in force, by its sha256.
-    pub fn policy(&self, digest: &str) -> Result<Option<String>, Error> {
-        self.readers.with(|database| policy(database, &self.keys.load(), digest))
+    /// The experiments of a model, as they were recorded last.
+    pub fn experiments(&self, model: &str) -> Result<Option<Registry>, Error> {
+        self.readers.with(|database| last_state(database, &self.keys.load(), "experiments", model))
+    }
+
+    /// A document that is kept, by its digest.
+    pub fn document(&self, kept: Kept, digest: &str) -> Result<Option<String>, Error> {
+        self.readers.with(|database| document(database, &self.keys.load(), kept, digest))
     }
 
     /// The answer that was given to the request with `key`, if it was one of the last.
@@ -326,7 +369,7 @@ impl super::Ledger {
         self.readers.with(|database| answered(database, key))
     }
 
-    /// What was done to the slots of `model`, the newest first.
+    /// What was done to the slots and experiments of `model`, the newest first.
     pub fn history(&self, model: &str, before: i64, limit: usize) -> Result<Vec<Recalled>, Error> {
         self.readers.with(|database| history(database, model, before, limit))
     }

@@ -6,6 +6,7 @@ mod courier;
 mod desk;
 mod error;
 mod export;
+mod exposure;
 mod journal;
 mod keys;
 mod options;
@@ -30,12 +31,13 @@ use serde::Serialize;
 
 pub use courier::courier;
 pub use error::Error;
-pub use journal::{Answered, Change, Pending, Recalled};
+pub use exposure::Exposed;
+pub use journal::{Answered, Change, Kept, Pending, Recalled};
 pub use options::{Options, Promise};
 pub use outcomes::{Fate, OF_DECISION_MAX, RecordedOutcome};
 pub use reader::{Inputs, Page, Recorded};
 pub use receipt::Receipt;
-pub use record::{Extra, Kind, Reason};
+pub use record::{Extra, Kind, Part, Reason};
 pub use spending::{Offered, Spending};
 pub use store::Head;
 pub use verify::Verified;
@@ -335,6 +337,11 @@ impl Reading {
     /// The last `count` decisions, each with its inputs where they are there, the newest first.
     pub fn last_decisions(&self, count: usize) -> Result<Vec<Recorded>, Error> {
         reader::last(&self.database, &self.keys, None, i64::MAX, count)
+    }
+
+    /// A document that is kept, by its digest.
+    pub fn document(&self, kept: Kept, digest: &str) -> Result<Option<String>, Error> {
+        journal::document(&self.database, &self.keys, kept, digest)
     }
 
     /// Writes the decisions from `from_ms` until before `to_ms` into a Parquet file: how many.

@@ -11,8 +11,10 @@ use super::keys::{Keys, Link, Pseudonym};
 use super::outcomes::OutcomeDraft;
 use crate::domain::decision::{Decision, ModelId};
 use crate::domain::id::DecisionId;
+use crate::domain::money::Money;
 use crate::domain::policy::Policy;
 use crate::domain::policy::assessment::{Choice, Trace};
+use crate::domain::policy::layers::Chance;
 use crate::domain::reason;
 
 /// What happened.
@@ -55,13 +57,20 @@ pub struct Extra {
     /// Whether the customer was kept from intervention.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub holdout: Option<bool>,
-    /// The probability with which this intervention was chosen, 0 to 1, for a customer of whom all that the record says is known, `holdout`
-    /// included. A policy draws no lots: who is held out is offered `none` for certain, and everybody else what the policy chooses at
-    /// this shadow price with what it could afford, so this is 1 for both. What chance there is lies in who is held out, by the share of
-    /// the policy on record: before that is known, a customer who would be offered an action has it with 1 - share, and `none` with share.
-    /// An off-policy estimate over the holdout and the rest together needs that one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// The probability, over the hashes that assign, that this customer is offered this action, 0 to 1: the shares of all groups, of the
+    /// holdout and of every experiment that ran, whose treatment leads to it. Score, shadow price and what was left of the
+    /// budget are taken as they were. Where neither a holdout nor an experiment had a say, the action was certain, and this is absent.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "exact")]
     pub propensity: Option<f64>,
+    /// The experiment that the customer was part of: one at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub experiments: Option<Vec<Part>>,
+    /// By what the experiments that ran are found: see `Kept::Layout`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layout: Option<String>,
+    /// What the budget had left, in millionths of a unit, where the propensity depends on that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget_left_micros: Option<i64>,
     /// The reasons of the answer, each with its SHAP value in log-odds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reasons: Option<Vec<Reason>>,
@@ -82,19 +91,43 @@ pub struct Extra {
     pub rules: Option<Vec<String>>,
 }
 
+/// An experiment that a customer was part of.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Part {
+    /// Its name.
+    pub name: String,
+    /// The arm, or `holdout`.
+    pub arm: String,
+}
+
 impl Extra {
     /// What a decision by `policy` says beyond its columns; nothing where the score alone decided.
-    pub fn of(policy: &Policy, tier: usize, value_at_stake: Option<f64>, trace: &Trace, choice: &Choice) -> Self {
-        if policy.is_plain() {
+    pub fn of(
+        policy: &Policy,
+        tier: usize,
+        value_at_stake: Option<f64>,
+        trace: &Trace,
+        choice: &Choice,
+        chance: Option<&Chance>,
+    ) -> Self {
+        if policy.is_plain() && chance.is_none() {
             return Self::default();
         }
+        // The budget is that of the policy in force, which has not decided where an experiment tries another one.
+        let left = chance.and_then(|chance| chance.left);
         Self {
             expected_value: choice.expected_value,
             cost: Some(choice.cost.units()),
             value_at_stake,
-            shadow_price: policy.budget().map(|_| choice.shadow_price),
-            holdout: policy.holdout().map(|_| choice.holdout),
-            propensity: policy.holdout().map(|_| 1.0),
+            shadow_price: (policy.budget().is_some() || left.is_some()).then_some(choice.shadow_price),
+            holdout: chance.map(|_| choice.holdout),
+            propensity: chance.map(|chance| chance.propensity),
+            experiments: chance
+                .and_then(Chance::part)
+                .map(|(name, arm)| vec![Part { name: name.to_owned(), arm: arm.to_owned() }]),
+            layout: chance.and_then(|chance| Some(chance.layers.as_ref()?.digest().to_owned())),
+            budget_left_micros: left.map(Money::micros),
             rules: Some(policy.rules(tier, trace, choice)),
             ..Self::default()
         }
@@ -123,11 +156,11 @@ pub struct Reason {
 impl Extra {
     /// What `decision` says beyond its columns, as a JSON object. Most say nothing.
     pub(super) fn text(decision: &Decision) -> Result<Cow<'static, str>, super::Error> {
-        let Decision { policy, tier, value_at_stake, trace, choice, explanation, .. } = decision;
-        if policy.is_plain() && explanation.is_none() {
+        let Decision { policy, tier, value_at_stake, trace, choice, chance, explanation, .. } = decision;
+        if policy.is_plain() && chance.is_none() && explanation.is_none() {
             return Ok("{}".into());
         }
-        let mut extra = Self::of(policy, *tier, *value_at_stake, trace, choice);
+        let mut extra = Self::of(policy, *tier, *value_at_stake, trace, choice, chance.as_ref());
         extra.reasons = explanation.as_ref().map(|explanation| {
             let reasons = explanation.reasons.iter();
             let reason = |reason: &reason::Reason| Reason {

@@ -6,7 +6,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use super::Error;
 
 /// How far behind the entries before it a time may be: groups wait for the disk, and clocks are set back.
-const DISORDER_MS: i64 = 3_600_000;
+pub(super) const DISORDER_MS: i64 = 3_600_000;
 
 /// What decisions led to.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -59,7 +59,7 @@ fn spending(database: &Connection, model: &str, from_ms: i64) -> Result<Spending
 }
 
 /// A number before which, from `first` on, no entry is as late as `from_ms`, as far as times rise with numbers.
-fn first_since(database: &Connection, first: i64, from_ms: i64) -> Result<i64, Error> {
+pub(super) fn first_since(database: &Connection, first: i64, from_ms: i64) -> Result<i64, Error> {
     let last: i64 = database.query_row("SELECT coalesce(max(seq), 0) FROM entry", [], |row| row.get(0))?;
     let mut statement = database.prepare_cached("SELECT at_ms FROM entry WHERE seq >= ?1 ORDER BY seq LIMIT 1")?;
     let (mut low, mut high) = (first, last + 1);

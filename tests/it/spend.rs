@@ -200,7 +200,8 @@ async fn who_is_held_out_is_offered_nothing_and_stays_held_out() {
             let is_held_out = decision.get("holdout").is_some();
             let id = decision["decision_id"].as_str().expect("an id");
             let recorded = service.get(&format!("/v1/decisions/{id}")).await.json();
-            assert_eq!((&recorded["holdout"], &recorded["propensity"]), (&json!(is_held_out), &json!(1.0)));
+            let propensity = if is_held_out { 0.3 } else { 0.7 };
+            assert_eq!((&recorded["holdout"], &recorded["propensity"]), (&json!(is_held_out), &json!(propensity)));
             if is_held_out {
                 held_out.insert(at);
                 assert_eq!(decision["holdout"], true);

@@ -21,6 +21,8 @@ pub struct Assessment {
     /// Which rules fired.
     pub trace: Trace,
     objective: Objective,
+    /// The place of what comes before all others, whatever the objective.
+    preferred: Option<usize>,
 }
 
 /// An intervention that a customer may be offered.
@@ -69,6 +71,8 @@ pub struct Choice {
     pub priced_out: bool,
     /// Whether the customer is kept from intervention.
     pub holdout: bool,
+    /// Whether it was chosen because an experiment offers it before all others.
+    pub preferred: bool,
 }
 
 /// Interventions that there was no money for.
@@ -129,7 +133,28 @@ impl Policy {
                 None => (0..self.interventions.len()).for_each(&mut consider),
             },
         }
-        Assessment { tier, value_at_stake, offers, trace, objective: self.objective }
+        Assessment { tier, value_at_stake, offers, trace, objective: self.objective, preferred: None }
+    }
+
+    /// The same where the intervention at `place` comes before all others, if the customer may have it.
+    pub fn assess_preferring(&self, place: usize, score: Score, values: &[Known]) -> Assessment {
+        let mut assessment = self.assess(score, values);
+        let intervention = &self.interventions[place];
+        let own = self.segment_of(values).and_then(|at| self.segments[at].offers.as_ref());
+        let is_offered = place == 0 || own.is_none_or(|only| only.contains(&place));
+        if let Some(condition) = intervention.eligible.iter().position(|condition| !condition.holds(values)) {
+            let barred = Barred { intervention: place as u8, condition: condition as u8 };
+            if !assessment.trace.barred.contains(&barred) {
+                assessment.trace.barred.push(barred);
+            }
+        } else if is_offered {
+            if !assessment.offers.iter().any(|offer| offer.intervention == place) {
+                let gain = assessment.value_at_stake.map_or(0.0, |value| kept_share(score, intervention) * value);
+                assessment.offers.push(Offer { intervention: place, cost: intervention.cost, gain });
+            }
+            assessment.preferred = Some(place);
+        }
+        assessment
     }
 
     /// The assessment and the choice without a budget.
@@ -148,9 +173,9 @@ impl Policy {
     }
 
     /// The rules that led to a choice, each as a text that says where in the document it stands. Of a policy that only looks at scores
-    /// there are none: the tier says it all.
+    /// there are none, unless a holdout, an experiment or the budget of another policy had a say: otherwise the tier says it all.
     pub fn rules(&self, tier: usize, trace: &Trace, choice: &Choice) -> Vec<String> {
-        if self.is_plain() {
+        if self.is_plain() && !choice.holdout && !choice.preferred && !choice.stepped_down() {
             return Vec::new();
         }
         let segment = trace.segment.map(usize::from);
@@ -175,6 +200,8 @@ impl Policy {
         let first = self.preferences(segment, tier).first();
         if choice.holdout {
             rules.push("holdout".to_owned());
+        } else if choice.preferred {
+            rules.push("experiment".to_owned());
         } else if self.objective == Objective::Tier && first.is_some_and(|first| *first != choice.intervention) {
             rules.push(format!("fallback:{}", self.interventions[choice.intervention].action));
         }
@@ -206,6 +233,7 @@ impl Assessment {
         Choice {
             refused,
             shadow_price,
+            preferred: chosen.is_some_and(|offer| self.preferred == Some(offer.intervention)),
             priced_out: shadow_price > 0.0 && best(shadow_price) != best(0.0),
             ..self.choice(chosen)
         }
@@ -227,6 +255,7 @@ impl Assessment {
             shadow_price: 0.0,
             priced_out: false,
             holdout: false,
+            preferred: false,
         }
     }
 
@@ -241,6 +270,9 @@ impl Assessment {
             }
         };
         let left = self.offers.iter().filter(|offer| !refused.contains(offer.intervention));
+        if let Some(offer) = left.clone().find(|offer| self.preferred == Some(offer.intervention)) {
+            return Some(offer);
+        }
         left.reduce(|best, offer| if better(offer, best) { offer } else { best })
     }
 }
@@ -387,6 +419,7 @@ missing = "refuse"
                 offers: offers.iter().copied().collect(),
                 trace: Trace::default(),
                 objective: Objective::ExpectedValue,
+                preferred: None,
             };
             assessment.choose(0.0, |_| true).intervention
         };

@@ -1,11 +1,13 @@
 //! Experiments: who is kept from intervention, and who gets which of some ways to treat customers, by salted hash: sticky without a
-//! store, and independent of every other experiment and of the arm of a rollout. What the records of one are worth for policies
-//! that were not tried is in `off_policy`.
+//! store, and independent of every other experiment and of the arm of a rollout. Which of them run is in `registry`, what some at a
+//! time do to one customer in `layers`, and what the records of one are worth for policies that were not tried in `off_policy`.
 
 use libm::lgamma;
 use serde::{Deserialize, Serialize};
 
-use crate::domain::assignment::{place, ticket};
+use super::Policy;
+use crate::domain::assignment::{place, ticket_of};
+use crate::domain::rollout::slots::PolicyRef;
 
 /// The most arms of one experiment.
 pub const ARMS_MAX: usize = 16;
@@ -18,8 +20,25 @@ pub const HOLDOUT: &str = "holdout";
 
 /// How far shares that are given as decimals may be off in binary.
 const ROUNDING: f64 = 1e-9;
+/// The e-value of a [`mismatch`] from which on an experiment must not be trusted: wrongly so in one of a thousand.
+pub const MISMATCH_FOUND: f64 = 1_000.0;
+
 /// How many customers the expectation of a [`mismatch`] is worth beforehand.
 const EXPECTED_WEIGHT: f64 = 10.0;
+
+/// What is done to the customers of an arm.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Treatment {
+    /// What is done to everybody: the policy in force decides.
+    #[default]
+    Control,
+    /// This action of the policy in force comes before all others; who may not have it, or when there is no money for it, gets what
+    /// everybody would.
+    Intervention(String),
+    /// Another policy decides.
+    Policy(PolicyRef),
+}
 
 /// One of the ways to treat customers that are compared.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -32,6 +51,9 @@ pub struct Arm {
     /// What is done to them, for people.
     #[serde(default)]
     pub description: String,
+    /// What is done to them.
+    #[serde(default)]
+    pub treatment: Treatment,
 }
 
 /// A trial with customers, with what it is for. One without arms is a holdout alone.
@@ -123,8 +145,45 @@ impl Experiment {
         problems
     }
 
-    /// What would move customers from one group to another if this took the place of `before` while it is running, as (JSON
-    /// pointer, sentence). The holdout may grow, and all arms may grow by one factor: that only takes in customers from outside.
+    /// What of its arms cannot be done under the policy in force, as (JSON pointer, sentence); `policy_of` gives the policy of an arm by
+    /// the sha256 of its document. A policy of an arm has neither a budget nor a holdout: the money is that of the policy in force, and
+    /// who is held out is said by that one and by the experiment, so that each has one home.
+    pub fn misfits<'p>(
+        &self,
+        in_force: &Policy,
+        policy_of: impl Fn(&str) -> Option<&'p Policy>,
+    ) -> Vec<(String, String)> {
+        let mut problems = Vec::new();
+        for (at, arm) in self.arms.iter().enumerate() {
+            let mut wrong = |what: &str, text: String| problems.push((format!("/arms/{at}/{what}"), text));
+            match &arm.treatment {
+                Treatment::Control => {}
+                Treatment::Intervention(action) => {
+                    let known: Vec<&str> = in_force.interventions().iter().map(|known| known.action.as_str()).collect();
+                    if !known.contains(&action.as_str()) {
+                        wrong("intervention", format!("expected one of those in force: {}", known.join(", ")));
+                    }
+                }
+                Treatment::Policy(reference) => match policy_of(&reference.digest) {
+                    None => wrong("policy", "expected a policy that is on record".to_owned()),
+                    Some(policy) => {
+                        if policy.budget().is_some() || policy.holdout().is_some() {
+                            let text = "expected a policy without [budget] and [holdout]: the budget of the policy in force counts, and \
+                                        who is held out is said by that one and by the experiment";
+                            wrong("policy", text.to_owned());
+                        }
+                        if policy.currency() != in_force.currency() {
+                            wrong("policy", format!("expected the currency in force, {}", in_force.currency()));
+                        }
+                    }
+                },
+            }
+        }
+        problems
+    }
+
+    /// What would move customers from one group to another, or do something else to them, if this took the place of `before` while it
+    /// is running, as (JSON pointer, sentence). The holdout may grow, and all arms may grow by one factor: that only takes in customers from outside.
     /// More freedom is not to be had: with three groups that grow one by one, some customer has to move.
     pub fn moves_customers(&self, before: &Experiment) -> Vec<(String, String)> {
         let mut problems = Vec::new();
@@ -139,6 +198,11 @@ impl Experiment {
         if names(self) != names(before) {
             wrong("/arms".to_owned(), "expected the arms that it has, in their order");
             return problems;
+        }
+        for (at, (arm, before)) in self.arms.iter().zip(&before.arms).enumerate() {
+            if arm.treatment != before.treatment {
+                wrong(format!("/arms/{at}"), "expected the policy or intervention that it has");
+            }
         }
         let factor = self.exposed() / before.exposed();
         for (at, (arm, before)) in self.arms.iter().zip(&before.arms).enumerate() {
@@ -163,12 +227,12 @@ impl Experiment {
     /// The holdout grows from the lower end of the places, all arms together from the upper; a second ticket says which arm.
     pub fn assign(&self, customer_id: &str) -> Assignment {
         let exposed = self.exposed();
-        let own = |purpose: &str| place(ticket(&format!("experiment/{purpose}/{}", self.salt), customer_id));
-        let at = own("part");
+        let own = |purpose: &str| place(ticket_of(&[purpose, &self.salt], customer_id));
+        let at = own("experiment/part/");
         let group = if at < self.holdout {
             Group::Holdout
         } else if exposed > 0.0 && at >= 1.0 - exposed {
-            let at = own("arm") * exposed;
+            let at = own("experiment/arm/") * exposed;
             let mut end = 0.0;
             let arm = self.arms.iter().position(|arm| {
                 end += arm.share;
@@ -191,7 +255,8 @@ impl Experiment {
         }
     }
 
-    fn exposed(&self) -> f64 {
+    /// The share of all customers that are in its arms.
+    pub fn exposed(&self) -> f64 {
         self.arms.iter().map(|arm| arm.share).sum()
     }
 }
@@ -249,11 +314,16 @@ fn is_name(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::assignment::ticket;
+    use crate::domain::policy::document;
     use proptest::prelude::*;
 
+    fn control() -> Arm {
+        Arm { name: String::new(), share: 0.0, description: String::new(), treatment: Treatment::Control }
+    }
+
     fn experiment(salt: &str, shares: &[f64], holdout: f64) -> Experiment {
-        let arm =
-            |(at, share): (usize, &f64)| Arm { name: format!("arm-{at}"), share: *share, description: String::new() };
+        let arm = |(at, share): (usize, &f64)| Arm { name: format!("arm-{at}"), share: *share, ..control() };
         Experiment {
             name: format!("trial-{salt}"),
             hypothesis: "A call keeps more customers than an e-mail.".to_owned(),
@@ -375,6 +445,9 @@ mod tests {
         assert_eq!(pointers(&experiment("a", &[0.2, 0.2], 0.1)), ["/arms/0/share", "/arms/1/share"]);
         assert_eq!(pointers(&experiment("a", &[0.05, 0.1], 0.0)), ["/holdout", "/arms/0/share", "/arms/1/share"]);
         assert_eq!(pointers(&experiment("b", &[0.1], 0.1)), ["/salt", "/arms"]);
+        let mut treated = before.clone();
+        treated.arms[1].treatment = Treatment::Intervention("call".to_owned());
+        assert_eq!(pointers(&treated), ["/arms/1"]);
         let holdout = experiment("h", &[], 0.05);
         assert_eq!(Experiment { holdout: 0.1, ..holdout.clone() }.moves_customers(&holdout), []);
     }
@@ -416,6 +489,35 @@ mod tests {
         let pointers: Vec<String> =
             problems_together(&[one.clone(), two, one]).into_iter().map(|(pointer, _)| pointer).collect();
         assert_eq!(pointers, ["/2/name", "/2/salt"]);
+    }
+
+    #[test]
+    fn what_the_policy_in_force_cannot_do_is_told() {
+        let policy = |more: &str| {
+            let text = include_str!("../../../models/policy/default.toml");
+            document::parse(&format!("{text}\n{more}"), "v")
+                .unwrap_or_else(|problems| panic!("{}", problems.join("\n")))
+        };
+        let in_force = policy("[budget]\namount = 5\nperiod = \"day\"");
+        let others = [
+            ("fits", policy("")),
+            ("spends", policy("[budget]\namount = 5\nperiod = \"day\"")),
+            ("holds", policy("[holdout]\nshare = 0.5")),
+        ];
+        let told = |treatment: Treatment| {
+            let mut experiment = experiment("a", &[0.1, 0.2], 0.1);
+            experiment.arms[1].treatment = treatment;
+            let policy_of = |digest: &str| others.iter().find(|(name, _)| *name == digest).map(|(_, policy)| policy);
+            experiment.misfits(&in_force, policy_of).into_iter().map(|(pointer, _)| pointer).collect::<Vec<_>>()
+        };
+        let by = |digest: &str| Treatment::Policy(PolicyRef { name: "p".to_owned(), digest: digest.to_owned() });
+        assert_eq!(told(Treatment::Control), [""; 0]);
+        assert_eq!(told(Treatment::Intervention("discount_email".to_owned())), [""; 0]);
+        assert_eq!(told(Treatment::Intervention("a_yacht".to_owned())), ["/arms/1/intervention"]);
+        assert_eq!(told(by("fits")), [""; 0]);
+        for digest in ["spends", "holds", "nobody knows"] {
+            assert_eq!(told(by(digest)), ["/arms/1/policy"]);
+        }
     }
 
     #[test]

@@ -9,7 +9,9 @@ pub mod document;
 pub mod experiment;
 pub mod fit;
 pub mod holdout;
+pub mod layers;
 pub mod pacing;
+pub mod registry;
 
 use crate::domain::interval::Interval;
 use crate::domain::money::Money;
