@@ -207,7 +207,9 @@ impl Engine {
             Trial::Stop => (held.experiments.stop(name, stamp), "stop", format!("{name} has ended")),
             Trial::Change { draft, force } => {
                 let Draft { mut experiment, begin, documents } = *draft;
-                let before = held.experiments.find(name).ok_or_else(|| self.unknown_experiment(name))?;
+                // It was there when its deck was found, and nobody else names meanwhile.
+                let unknown = || Error::UnknownExperiment { nearest: None, known: Vec::new() };
+                let before = held.experiments.find(name).ok_or_else(unknown)?;
                 if experiment.salt.is_empty() {
                     experiment.salt = before.experiment.salt.clone();
                 }

@@ -35,11 +35,12 @@ pub(super) struct Base;
 #[openapi(
     info(
         title = "Mainstay: the admin plane",
-        description = "Models in slots, rollouts, rollback, policies. Every error is `application/problem+json` (RFC 9457).",
+        description = "Models in slots, rollouts, rollback, policies, experiments. Every error is `application/problem+json` (RFC 9457).",
         license(name = "Apache-2.0", identifier = "Apache-2.0")
     ),
     tags(
         (name = "slots", description = "What stands where, and the verbs that move it"),
+        (name = "experiments", description = "Policies or interventions compared on shares of the customers"),
         (name = "health", description = "Liveness, readiness, version"),
     )
 )]

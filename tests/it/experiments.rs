@@ -315,10 +315,11 @@ async fn one_starts_after_a_rollout_that_was_promoted_and_is_independent_of_the_
 async fn one_begins_and_ends_at_its_time() {
     let service = Service::start(&[]);
     let soon = |ms: i64| (jiff::Timestamp::now() + jiff::SignedDuration::from_millis(ms)).to_string();
-    let brief = experiment("brief", json!({"holdout": 1, "from": soon(50), "to": soon(1_500)}));
-    done(&create(&service, &brief).await);
+    done(&create(&service, &experiment("brief", json!({"holdout": 1, "from": soon(50)}))).await);
     until(async || show(&service, "brief").await["state"] == "running").await;
     assert_eq!(arms(&decide(&service, 2).await), ["holdout", "holdout"]);
+    let shorter = json!({"experiment": experiment("brief", json!({"holdout": 1, "to": soon(1_000)}))});
+    done(&act(&service, "brief", "change", shorter).await);
     until(async || show(&service, "brief").await["state"] == "ended").await;
     assert_eq!(arms(&decide(&service, 2).await), ["", ""]);
     assert_eq!(show(&service, "brief").await["ended"]["why"], "its time is over");

@@ -409,6 +409,31 @@ missing = "refuse"
     }
 
     #[test]
+    fn what_is_preferred_comes_before_all_others_where_it_may_be_had() {
+        let policy = policy(TIERED);
+        let place = |action: &str| policy.interventions().iter().position(|known| known.action == action).expect("it");
+        let told = |preferred: &str, value: f64, opt_out: bool, money: f64| {
+            let values = [Known::Number(0.0), Known::Bool(opt_out)];
+            let assessment = policy.assess_preferring(place(preferred), score(value), &values);
+            let choice = assessment.choose(0.0, |offer| offer.cost.units() <= money);
+            let rules = policy.rules(assessment.tier, &assessment.trace, &choice).join(" ");
+            format!("{} {rules}", policy.interventions()[choice.intervention].action)
+        };
+        assert_eq!(told("call", 0.1, false, 100.0), "call experiment objective:tier", "what the tier does not offer");
+        assert_eq!(told("mail", 0.9, false, 100.0), "mail experiment objective:tier", "what the tier offers last");
+        assert_eq!(told("none", 0.9, false, 100.0), "none experiment objective:tier");
+        assert_eq!(told("call", 0.1, true, 100.0), "none eligibility:call:context.opt_out objective:tier");
+        assert_eq!(
+            told("mail", 0.9, true, 0.5),
+            "none eligibility:call:context.opt_out budget:refused:mail fallback:none objective:tier"
+        );
+        assert_eq!(
+            told("mail", 0.9, false, 0.5),
+            "none budget:refused:call budget:refused:mail fallback:none objective:tier"
+        );
+    }
+
+    #[test]
     fn of_what_is_worth_the_same_the_cheapest_is_chosen_then_the_first() {
         let offer =
             |intervention, cost: f64, gain| Offer { intervention, cost: Money::from_units(cost).expect("money"), gain };

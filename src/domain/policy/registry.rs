@@ -158,9 +158,7 @@ impl Registry {
     ) -> Result<Self, Refusal> {
         let mut problems = experiment.problems();
         problems.extend(self.clashes(&experiment, None, others));
-        if experiment.to_ms <= stamp.at_ms {
-            problems.push(("/to_ms".to_owned(), "expected a time that is still to come".to_owned()));
-        }
+        problems.extend(is_over(&experiment, stamp.at_ms));
         refuse(problems)?;
         let mut next = self.clone();
         if next.experiments.len() >= KNOWN_MAX {
@@ -228,9 +226,7 @@ impl Registry {
         }
         let mut problems = experiment.problems();
         problems.extend(self.clashes(&experiment, Some(&name), others));
-        if experiment.to_ms <= stamp.at_ms {
-            problems.push(("/to_ms".to_owned(), "expected a time that is still to come".to_owned()));
-        }
+        problems.extend(is_over(&experiment, stamp.at_ms));
         if is_running && !force {
             problems.extend(experiment.moves_customers(&before.experiment));
             let behind = self.running().into_iter().skip_while(|known| known.experiment.name != name).nth(1);
@@ -306,6 +302,12 @@ impl Registry {
         let problems = problems_together(&all).into_iter();
         problems.filter_map(|(pointer, text)| Some((pointer.strip_prefix(&last)?.to_owned(), text))).collect()
     }
+}
+
+/// An end that has passed already; one before the beginning is told as that.
+fn is_over(experiment: &Experiment, now_ms: u64) -> Option<(String, String)> {
+    let is_over = experiment.to_ms <= now_ms && experiment.from_ms < experiment.to_ms;
+    is_over.then(|| ("/to_ms".to_owned(), "expected a time that is still to come".to_owned()))
 }
 
 fn refuse(problems: Vec<(String, String)>) -> Result<(), Refusal> {
@@ -434,7 +436,9 @@ mod tests {
         }
         let twin = Experiment { to_ms: 60, salt: "salt-of-other".to_owned(), ..experiment("x", 0.6) };
         let told = pointers(create(twin).expect_err("it is wrong"));
-        assert_eq!(told, ["/to_ms", "/arms", "/name", "/salt", "/to_ms"]);
+        assert_eq!(told, ["/to_ms", "/arms", "/name", "/salt"]);
+        let past = Experiment { from_ms: 10, to_ms: 60, ..experiment("past", 0.1) };
+        assert_eq!(pointers(create(past).expect_err("it is over")), ["/to_ms"]);
         let names: Vec<String> = (0..KNOWN_MAX).map(|number| format!("x-{number}")).collect();
         let mut full = with(&names.iter().map(String::as_str).collect::<Vec<_>>(), Begin::ByHand);
         for name in &names[..RUNNING_MAX] {
