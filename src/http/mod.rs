@@ -5,6 +5,7 @@ mod admin;
 mod batch;
 mod decisions;
 mod extract;
+mod handshakes;
 mod health;
 mod json;
 mod layers;
@@ -15,6 +16,7 @@ mod problem;
 mod score;
 mod server;
 mod slots;
+mod tls;
 mod trace;
 mod wire;
 mod wire_reasons;
@@ -36,7 +38,10 @@ use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-pub use server::{Options as ServerOptions, Server, give_way};
+pub use server::{Listener, Options as ServerOptions, Server, give_way};
+pub use tls::{
+    ClientAuth, Error as TlsError, Options as TlsOptions, Tls, authorities, certificates, private_key, provider,
+};
 
 use crate::engine::Engine;
 use problem::{Code, Problem};

@@ -192,6 +192,7 @@ impl Metrics {
             describe_gauge!(BUDGET_AMOUNT, "What interventions may cost in this period, 0 where there is no budget");
             describe_gauge!(BUDGET_SPENT, "What they cost in this period");
             describe_gauge!(LEDGER_WAITING, "Records that wait to be written");
+            super::tls::describe();
             describe_gauge!(BUILD_INFO, "1, with the version of this server");
             gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
         });
@@ -340,7 +341,7 @@ impl Metrics {
         self.handle.run_upkeep();
     }
 
-    fn register<T>(&self, registration: impl FnOnce() -> T) -> T {
+    pub(super) fn register<T>(&self, registration: impl FnOnce() -> T) -> T {
         metrics::with_local_recorder(&self.recorder, registration)
     }
 }

@@ -16,3 +16,4 @@ mod service;
 mod slots;
 mod spend;
 mod startup;
+mod tls;
