@@ -81,6 +81,18 @@ show-swap: runtime ## The evidence of slots and rollouts: swaps under load, faul
 show-decide: runtime ## The evidence of decisions: laws, knapsack, golden SHAP, the README's example, cost of reasons; ARGS="--only STEP"
 	$(PYTHON) scripts/show_decide.py --data $(DATA) $(ARGS)
 
+.PHONY: show-tls
+show-tls: runtime ## The evidence of TLS: a scan by sslyze, and certificates changed under load
+	$(PYTHON) scripts/access_tls.py $(ARGS)
+
+.PHONY: deny
+deny: tools ## Check licences, sources and advisories of all crates (cargo-deny, built into target/tools)
+	scripts/supply.sh deny
+
+.PHONY: sbom
+sbom: tools ## Write the bill of materials as CycloneDX into target/sbom
+	scripts/supply.sh sbom
+
 .PHONY: image
 image: ## Build the container image and prove it by running it; ARGS=--local-base where no registry is reached
 	scripts/image.sh $(ARGS)

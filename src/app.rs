@@ -9,10 +9,11 @@ use tokio::sync::mpsc;
 
 use crate::config::{Config, Serve};
 use crate::engine::{Engine, Entry, Options, PolicyError, Serving, Setup, Shelf, read_policy};
-use crate::http::{self, Server, ServerOptions, Shared};
+use crate::http::{self, Listener, Server, ServerOptions, Shared, Tls};
 use crate::ledger::{Action, Ledger, Promise};
 use crate::model::{LoadOptions, Runtime};
 use crate::telemetry::Metrics;
+use crate::telemetry::tls::Plane;
 
 /// How often what was recorded is folded into the histograms.
 const FOLD: Duration = Duration::from_secs(1);
@@ -25,6 +26,8 @@ const BATCH_NICE: i32 = 10;
 const SHADOW_NICE: i32 = 19;
 /// How often rollouts are looked at: a broken guardrail acts within this.
 const TICK: Duration = Duration::from_millis(250);
+/// How often it is looked whether certificates have changed.
+const LOOK_AT_FILES: Duration = Duration::from_secs(1);
 
 /// A running service.
 #[derive(Debug)]
@@ -35,7 +38,9 @@ pub struct App {
     metrics: Arc<Metrics>,
     data: Server,
     admin: Server,
-    /// The look at rollouts, and the shadow.
+    /// TLS of those planes that have it.
+    tls: Vec<Arc<Tls>>,
+    /// The look at rollouts, the shadow, and the look at certificates.
     behind: Vec<std::thread::JoinHandle<()>>,
 }
 
@@ -47,6 +52,9 @@ impl App {
         let begun = Instant::now();
         let runtime = Runtime::load(&config.runtime.library)?;
         let metrics = Arc::new(Metrics::new());
+        let http_tls = Tls::open(Plane::Http, &config.http.tls, &metrics).context("http.tls")?;
+        let admin_tls = Tls::open(Plane::Admin, &config.admin.tls, &metrics).context("admin.tls")?;
+        let tls: Vec<Arc<Tls>> = http_tls.iter().chain(&admin_tls).cloned().collect();
         let ledger = open_ledger(&config)?;
         let engine = Arc::new(Engine::open(setup(&config, runtime, metrics.clone(), ledger)?)?);
         for serving in engine.catalogue().iter() {
@@ -55,8 +63,8 @@ impl App {
         let shared = Shared::new(engine.clone(), config.limits.clone(), config.log.request_share, runtime.build_info());
 
         let batches = config.limits.batches_max;
-        let data = bind("http.listen", config.http.listen)?;
-        let admin = bind("admin.listen", config.admin.listen)?;
+        let data = bind("http.listen", config.http.listen, http_tls)?;
+        let admin = bind("admin.listen", config.admin.listen, admin_tls)?;
         // The admin plane answers while the data plane is saturated: a thread and a runtime of its own.
         let alone = ServerOptions { workers: 1, ..config.server.clone() };
         let admin = Server::start("admin", admin, http::admin_plane(&shared), &alone, ADMIN_THREADS, None, &metrics)
@@ -72,8 +80,8 @@ impl App {
             version = env!("CARGO_PKG_VERSION"),
             "ready"
         );
-        let behind = behind(&engine).context("cannot start a thread")?;
-        Ok(Self { config, shared, engine, metrics, data, admin, behind })
+        let behind = behind(&engine, &tls).context("cannot start a thread")?;
+        Ok(Self { config, shared, engine, metrics, data, admin, tls, behind })
     }
 
     /// Where the data plane listens.
@@ -87,7 +95,8 @@ impl App {
     }
 
     /// Takes over what may change at run time: `rollouts`, but for the length of the shadow's queue, and the share of requests that are
-    /// logged. What else differs is told and waits for a restart. The level of the log is the caller's.
+    /// logged; certificates are read again from the files that they have. What else differs is told and waits for a restart. The level
+    /// of the log is the caller's.
     fn reload(&mut self, next: Config) {
         let is_taken = |key: &str| {
             let taken = ["rollouts.", "log.level", "log.request_share"].iter().any(|prefix| key.starts_with(prefix));
@@ -102,6 +111,7 @@ impl App {
         self.config.rollouts = Options { shadow_queue_max, ..next.rollouts };
         self.config.log = next.log;
         self.tell_policies();
+        self.tls.iter().for_each(|tls| tls.read_again());
     }
 
     /// Says which policy files are not what is in force: a file by itself changes nothing.
@@ -148,9 +158,9 @@ impl App {
     }
 }
 
-/// The threads that work behind the answers: one looks at rollouts, one is their shadow. Both give way to everything else, the
-/// shadow to the first one too.
-fn behind(engine: &Arc<Engine>) -> std::io::Result<Vec<std::thread::JoinHandle<()>>> {
+/// The threads that work behind the answers: one looks at rollouts, one is their shadow, and one looks at certificates, if there are
+/// any. They give way to everything else, the shadow to the first one too.
+fn behind(engine: &Arc<Engine>, tls: &[Arc<Tls>]) -> std::io::Result<Vec<std::thread::JoinHandle<()>>> {
     let (looks, shadow) = (engine.clone(), engine.clone());
     let look = std::thread::Builder::new().name("mainstay-rollouts".to_owned()).spawn(move || {
         while !looks.is_closing() {
@@ -165,7 +175,19 @@ fn behind(engine: &Arc<Engine>) -> std::io::Result<Vec<std::thread::JoinHandle<(
             let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| shadow.run_shadow()));
         }
     })?;
-    Ok(vec![look, shadow])
+    let mut threads = vec![look, shadow];
+    if !tls.is_empty() {
+        let (engine, tls) = (engine.clone(), tls.to_vec());
+        let files = std::thread::Builder::new().name("mainstay-files".to_owned());
+        threads.push(files.spawn(move || {
+            while !engine.is_closing() {
+                let _ =
+                    std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| tls.iter().for_each(|tls| tls.look())));
+                std::thread::park_timeout(LOOK_AT_FILES);
+            }
+        })?);
+    }
+    Ok(threads)
 }
 
 fn open_ledger(config: &Config) -> anyhow::Result<Option<Ledger>> {
@@ -224,8 +246,9 @@ fn tell(serving: &Serving) {
     );
 }
 
-fn bind(key: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).with_context(|| {
+fn bind(key: &str, address: SocketAddr, tls: Option<Arc<Tls>>) -> anyhow::Result<Listener> {
+    let socket = TcpListener::bind(address).with_context(|| {
         format!("cannot listen on {address}; stop what listens there, or set {key} to another address")
-    })
+    })?;
+    Ok(Listener { socket, tls })
 }

@@ -11,7 +11,7 @@ use toml::{Table, Value};
 
 use crate::domain::nearest::nearest;
 use crate::engine;
-use crate::http::{Limits, ServerOptions};
+use crate::http::{Limits, ServerOptions, TlsOptions};
 use crate::ledger;
 use crate::telemetry::log;
 
@@ -74,6 +74,7 @@ pub struct Serve {
 #[expect(missing_docs, reason = "default.toml documents every key")]
 pub struct Plane {
     pub listen: SocketAddr,
+    pub tls: TlsOptions,
 }
 
 /// The section `drain`.
@@ -168,6 +169,8 @@ impl Config {
         let mut section = |name: &str, found: Vec<(&'static str, String)>| {
             problems.extend(found.into_iter().map(|(key, text)| (format!("{name}.{key}"), text)));
         };
+        section("http.tls", self.http.tls.problems());
+        section("admin.tls", self.admin.tls.problems());
         section("server", self.server.problems());
         section("limits", self.limits.problems());
         section("log", self.log.problems());

@@ -1,5 +1,6 @@
 //! Holds the house to its plan: reads the tables of ARCHITECTURE.md and fails on an import that breaks the floors, a foreign
-//! crate outside its room, a file without a head, and a file that has outgrown its room.
+//! crate outside its room, a file without a head, and a file that has outgrown its room. The threat model in SECURITY.md is held
+//! to its tests: each line names some, and they are there.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,6 +16,10 @@ struct Source {
 }
 
 fn sources() -> Vec<Source> {
+    sources_of("src")
+}
+
+fn sources_of(root: &str) -> Vec<Source> {
     fn walk(directory: &Path, found: &mut Vec<PathBuf>) {
         for entry in fs::read_dir(directory).expect("a directory") {
             let path = entry.expect("an entry").path();
@@ -26,7 +31,7 @@ fn sources() -> Vec<Source> {
         }
     }
     let mut paths = Vec::new();
-    walk(Path::new("src"), &mut paths);
+    walk(Path::new(root), &mut paths);
     paths.sort();
     let source = |path: PathBuf| {
         let text = fs::read_to_string(&path).expect("UTF-8");
@@ -152,4 +157,36 @@ fn the_tree_of_the_plan_is_the_tree_that_stands() {
         .filter(|path| !plan.contains(path.trim_start_matches("src/")))
         .collect();
     assert!(missing.is_empty(), "ARCHITECTURE.md does not name {}", missing.join(", "));
+}
+
+#[test]
+fn every_line_of_the_threat_model_names_tests_that_are_there() {
+    let found: Vec<Source> = ["src", "tests"].into_iter().flat_map(sources_of).collect();
+    let is_test = |name: &str| {
+        let function = format!("fn {name}(");
+        found.iter().any(|source| {
+            source.text.split("\n\n").any(|part| {
+                part.contains(&function)
+                    && (part.contains("#[test]") || part.contains("#[tokio::test]") || part.contains("#[test_case"))
+            })
+        })
+    };
+    let text = fs::read_to_string("SECURITY.md").expect("SECURITY.md");
+    let (mut lines, mut broken) = (0, Vec::new());
+    let mut inside = false;
+    for line in text.lines() {
+        inside = (inside || line.ends_with("| held by |")) && line.starts_with('|');
+        if !inside || line.ends_with("| held by |") || line.starts_with("|---") {
+            continue;
+        }
+        lines += 1;
+        let last = line.trim_end_matches('|').rsplit('|').next().unwrap_or_default();
+        let named: Vec<&str> = last.split('`').skip(1).step_by(2).collect();
+        if named.is_empty() {
+            broken.push(format!("no test holds: {line}"));
+        }
+        broken.extend(named.iter().filter(|name| !is_test(name)).map(|name| format!("{name} is no test: {line}")));
+    }
+    assert!(lines > 40, "SECURITY.md has {lines} lines of a threat model");
+    assert!(broken.is_empty(), "{}", broken.join("\n"));
 }

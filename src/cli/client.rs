@@ -1,10 +1,13 @@
 //! One HTTP request to a running service, by hand: the program needs no client otherwise.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::TcpStream;
 use std::time::Duration;
 
 use anyhow::Context;
+use rustls::{ClientConnection, StreamOwned};
+
+use super::door::Door;
 
 /// How long a move may take: a large model with a long replay takes minutes.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -20,17 +23,17 @@ pub(super) struct Refused {
     reasons: Vec<String>,
 }
 
-/// Posts `body` to the admin plane at `address`, with a key for a request that is to be done once: the answer.
+/// Posts `body` to a plane, with a key for a request that is to be done once: the answer.
 ///
 /// Errors: [`Refused`] with what the service says.
-pub(super) fn post(address: SocketAddr, path: &str, body: &str, key: Option<&str>) -> anyhow::Result<String> {
+pub(super) fn post(door: &Door, path: &str, body: &str, key: Option<&str>) -> anyhow::Result<String> {
     let key = key.map_or(String::new(), |key| format!("idempotency-key: {key}\r\n"));
-    checked(call(address, "POST", path, &key, body, PATIENCE)?)
+    checked(call(door, "POST", path, &key, body, PATIENCE)?)
 }
 
-/// Gets `path` from the admin plane at `address`.
-pub(super) fn get(address: SocketAddr, path: &str) -> anyhow::Result<String> {
-    checked(call(address, "GET", path, "", "", PATIENCE)?)
+/// Gets `path` from a plane.
+pub(super) fn get(door: &Door, path: &str) -> anyhow::Result<String> {
+    checked(call(door, "GET", path, "", "", PATIENCE)?)
 }
 
 fn checked((status, answer): (u16, String)) -> anyhow::Result<String> {
@@ -52,30 +55,38 @@ fn checked((status, answer): (u16, String)) -> anyhow::Result<String> {
 
 /// The status and the body; `headers` are whole lines.
 pub(super) fn call(
-    mut address: SocketAddr,
+    door: &Door,
     method: &str,
     path: &str,
     headers: &str,
     body: &str,
     patience: Duration,
 ) -> anyhow::Result<(u16, String)> {
-    if address.ip().is_unspecified() {
-        address.set_ip(match address {
-            SocketAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
-            SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
-        });
-    }
+    let address = door.address;
     let connect = TcpStream::connect_timeout(&address, Duration::from_secs(2));
-    let mut stream = connect.with_context(|| format!("nothing listens on {address}: does the service run?"))?;
+    let stream = connect.with_context(|| format!("nothing listens on {address}: does the service run?"))?;
     stream.set_read_timeout(Some(patience))?;
     let head = format!(
         "{method} {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n{headers}content-type: application/json\r\ncontent-length: {}\r\n\r\n",
         body.len()
     );
-    stream.write_all(format!("{head}{body}").as_bytes())?;
-    let mut answer = String::new();
-    stream.take(ANSWER_BYTES_MAX).read_to_string(&mut answer).with_context(|| format!("no answer from {address}"))?;
+    let request = format!("{head}{body}");
+    let answer = match &door.tls {
+        None => exchange(stream, &request),
+        Some((name, config)) => {
+            exchange(StreamOwned::new(ClientConnection::new(config.clone(), name.clone())?, stream), &request)
+        }
+    };
+    let answer = answer.with_context(|| format!("no answer from {address}"))?;
     let (head, body) = answer.split_once("\r\n\r\n").with_context(|| format!("no HTTP from {address}"))?;
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
     Ok((status.with_context(|| format!("no HTTP from {address}"))?, body.to_owned()))
+}
+
+/// Writes `request`, and reads until the other side closes.
+fn exchange(mut stream: impl Read + Write, request: &str) -> std::io::Result<String> {
+    stream.write_all(request.as_bytes())?;
+    let mut answer = String::new();
+    stream.take(ANSWER_BYTES_MAX).read_to_string(&mut answer)?;
+    Ok(answer)
 }

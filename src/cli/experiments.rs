@@ -63,11 +63,11 @@ impl Experiment {
         match self {
             Experiment::List { model, mut out } => {
                 let query = model.map_or(String::new(), |model| format!("?model={model}"));
-                let answer = client::get(out.admin()?, &format!("/v1/experiments{query}"))?;
+                let answer = client::get(&out.admin()?, &format!("/v1/experiments{query}"))?;
                 out.write(&answer, list)
             }
             Experiment::Show { name, mut out } => {
-                let answer = client::get(out.admin()?, &format!("/v1/experiments/{name}"))?;
+                let answer = client::get(&out.admin()?, &format!("/v1/experiments/{name}"))?;
                 out.write(&answer, show)
             }
             Experiment::Create { file, asked } => {

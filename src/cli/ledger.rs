@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use clap::{Args, Subcommand, ValueEnum};
 
+use super::door::Called;
 use super::{Configured, Falls, client, write_out};
 use crate::domain::id::DecisionId;
 use crate::ledger::{self, Reading};
@@ -53,7 +54,7 @@ pub(super) enum LedgerCommand {
         /// The new file, as the service sees it
         path: PathBuf,
         #[command(flatten)]
-        configured: Configured,
+        called: Called,
     },
     /// Put a backup, once it is verified, in the place of the ledger; the service must not run
     Restore {
@@ -65,7 +66,7 @@ pub(super) enum LedgerCommand {
     /// Let the running service write with a new master secret from now on
     RotateKeys {
         #[command(flatten)]
-        configured: Configured,
+        called: Called,
     },
 }
 
@@ -133,14 +134,14 @@ impl LedgerCommand {
                 };
                 write_out(&format!("{rows} {what} in {}\n", path.display()))
             }
-            LedgerCommand::Backup { path, configured } => {
+            LedgerCommand::Backup { path, called } => {
                 let path = std::path::absolute(&path).context("the path cannot be made absolute")?;
                 let body = serde_json::json!({ "path": path }).to_string();
-                client::post(configured.load()?.admin.listen, "/v1/ledger/backup", &body, None)?;
+                client::post(&called.admin()?, "/v1/ledger/backup", &body, None)?;
                 write_out(&format!("a copy of the ledger is in {}\n", path.display()))
             }
-            LedgerCommand::RotateKeys { configured } => {
-                let answer = client::post(configured.load()?.admin.listen, "/v1/ledger/rotate-keys", "{}", None)?;
+            LedgerCommand::RotateKeys { called } => {
+                let answer = client::post(&called.admin()?, "/v1/ledger/rotate-keys", "{}", None)?;
                 write_out(&format!("{}\n", answer.trim()))
             }
             LedgerCommand::Restore { path, configured } => {

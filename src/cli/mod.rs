@@ -2,6 +2,7 @@
 //! slots, rollouts and policies in `slots`, those about experiments in `experiments`.
 
 mod client;
+mod door;
 mod experiments;
 mod ledger;
 mod slots;
@@ -74,7 +75,7 @@ enum Command {
     #[command(subcommand)]
     Experiment(experiments::Experiment),
     /// Ask a running service whether it is ready: exit code 0 if so
-    Health(Configured),
+    Health(door::Called),
     /// Write the contract of the HTTP API to standard output
     Openapi {
         /// That of the admin plane
@@ -143,7 +144,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Verify(verify) => verify.run(),
         Command::Replay(arguments) => ledger::replay(arguments),
         Command::Ledger(command) => command.run(),
-        Command::Health(configured) => health(configured),
+        Command::Health(called) => health(called),
         Command::Slots(show) => show.run(),
         Command::History(history) => history.run(),
         Command::Stage(stage) => stage.run(),
@@ -311,9 +312,10 @@ fn verify_policy(path: &Path, bundle: Option<&Path>) -> anyhow::Result<()> {
 }
 
 /// Asks `/readyz` of the data plane, as a container's health check does.
-fn health(configured: Configured) -> anyhow::Result<()> {
-    let address = configured.load()?.http.listen;
-    let (status, _) = client::call(address, "GET", "/readyz", "", "", Duration::from_secs(2))?;
+fn health(called: door::Called) -> anyhow::Result<()> {
+    let door = called.data()?;
+    let address = door.address;
+    let (status, _) = client::call(&door, "GET", "/readyz", "", "", Duration::from_secs(2))?;
     anyhow::ensure!(status == 200, "the service on {address} is not ready");
     write_out("ready\n")
 }

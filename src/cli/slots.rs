@@ -1,14 +1,14 @@
 //! The verbs of the command line about slots, rollouts and policies: a thin client of the admin plane, with tables for people.
 
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
+use super::door::{Called, Door};
 use super::table::{aligned, comparison, row, table};
-use super::{Configured, client, write_out};
+use super::{client, write_out};
 
 #[derive(Debug, Args)]
 pub(super) struct Show {
@@ -150,7 +150,7 @@ pub(super) struct Out {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    configured: Configured,
+    called: Called,
 }
 
 fn step(text: &str) -> Result<(f64, u64), String> {
@@ -160,9 +160,8 @@ fn step(text: &str) -> Result<(f64, u64), String> {
 }
 
 impl Out {
-    pub(super) fn admin(&mut self) -> anyhow::Result<SocketAddr> {
-        let configured = std::mem::take(&mut self.configured);
-        Ok(configured.load()?.admin.listen)
+    pub(super) fn admin(&mut self) -> anyhow::Result<Door> {
+        std::mem::take(&mut self.called).admin()
     }
 
     pub(super) fn write(&self, answer: &str, text: impl Fn(&Value) -> String) -> anyhow::Result<()> {
@@ -175,14 +174,14 @@ impl Out {
 
 impl Show {
     pub(super) fn run(mut self) -> anyhow::Result<()> {
-        let address = self.out.admin()?;
-        let answer = client::get(address, "/v1/slots")?;
+        let door = self.out.admin()?;
+        let answer = client::get(&door, "/v1/slots")?;
         let mut listed: Value = serde_json::from_str(&answer).context("the service did not answer with JSON")?;
         if let (Some(model), Some(models)) = (&self.model, listed["models"].as_array_mut()) {
             models.retain(|slots| slots["model"] == **model);
             // The service knows best what was meant instead.
             if models.is_empty() {
-                client::get(address, &format!("/v1/slots/{model}"))?;
+                client::get(&door, &format!("/v1/slots/{model}"))?;
             }
         }
         self.out.write(&listed.to_string(), |answer| {
@@ -195,7 +194,7 @@ impl Show {
 impl History {
     pub(super) fn run(mut self) -> anyhow::Result<()> {
         let path = format!("/v1/slots/{}/history?limit={}", self.model, self.limit);
-        let answer = client::get(self.out.admin()?, &path)?;
+        let answer = client::get(&self.out.admin()?, &path)?;
         self.out.write(&answer, |answer| {
             let head = row(&["record", "at", "verb", "by", "result", "why"]);
             let moves = answer["moves"].as_array().into_iter().flatten();
@@ -260,7 +259,7 @@ impl Policy {
         match self {
             Policy::Try { model, file, last, mut out } => {
                 let body = json!({"document": read(&file)?, "last": last}).to_string();
-                let answer = client::post(out.admin()?, &format!("/v1/slots/{model}/try_policy"), &body, None)?;
+                let answer = client::post(&out.admin()?, &format!("/v1/slots/{model}/try_policy"), &body, None)?;
                 out.write(&answer, comparison)
             }
             Policy::Apply { model, file, asked } => {
@@ -276,7 +275,7 @@ impl Asked {
     pub(super) fn post(mut self, path: &str, mut body: Value, text: impl Fn(&Value) -> String) -> anyhow::Result<()> {
         body["by"] = json!(self.by);
         body["why"] = json!(self.why);
-        let answer = client::post(self.out.admin()?, path, &body.to_string(), self.key.as_deref())?;
+        let answer = client::post(&self.out.admin()?, path, &body.to_string(), self.key.as_deref())?;
         self.out.write(&answer, text)
     }
 

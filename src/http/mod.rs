@@ -7,6 +7,7 @@ mod batch;
 mod decisions;
 mod experiments;
 mod extract;
+mod handshakes;
 mod health;
 mod json;
 mod layers;
@@ -17,6 +18,7 @@ mod problem;
 mod score;
 mod server;
 mod slots;
+mod tls;
 mod trace;
 mod wire;
 mod wire_experiments;
@@ -39,7 +41,10 @@ use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-pub use server::{Options as ServerOptions, Server, give_way};
+pub use server::{Listener, Options as ServerOptions, Server, give_way};
+pub use tls::{
+    ClientAuth, Error as TlsError, Options as TlsOptions, Tls, authorities, certificates, private_key, provider,
+};
 
 use crate::engine::Engine;
 use problem::{Code, Problem};

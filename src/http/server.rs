@@ -1,5 +1,5 @@
 //! A listener with its threads: one that accepts, and workers that each run a runtime of their own, so that a connection
-//! stays on one core from its first byte to its last. Connections go to the worker that has the fewest.
+//! stays on one core from its first byte to its last, its TLS handshake included. Connections go to the worker that has the fewest.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -11,11 +11,16 @@ use std::time::Duration;
 use axum::Router;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
 use serde::{Deserialize, Serialize};
+use tokio::io::AsyncBufReadExt;
+use tokio::net::TcpStream as Socket;
 use tokio::sync::{mpsc, watch};
+use tokio_rustls::server::TlsStream;
 
+use super::handshakes::Handshakes;
+use super::tls::{HTTP2, Tls};
 use crate::engine;
 use crate::telemetry::Metrics;
 
@@ -32,6 +37,10 @@ pub struct Options {
     pub workers: usize,
     /// Open connections; one more is closed at once.
     pub connections_max: usize,
+    /// How long a TLS handshake may take, in milliseconds.
+    pub handshake_timeout_ms: u64,
+    /// TLS handshakes of one worker at a time; with more the slowest gives way.
+    pub handshakes_max: usize,
     /// How long a request's head may take to arrive and a connection may stay idle, in milliseconds.
     pub head_timeout_ms: u64,
     /// The largest head of a request, in bytes.
@@ -47,6 +56,8 @@ impl Options {
         for (key, value, min, max) in [
             ("workers", self.workers, 0, 1_024),
             ("connections_max", self.connections_max, 1, 1 << 20),
+            ("handshake_timeout_ms", self.handshake_timeout_ms as usize, 1, 3_600_000),
+            ("handshakes_max", self.handshakes_max, 1, 65_536),
             ("head_timeout_ms", self.head_timeout_ms as usize, 1, 3_600_000),
             // Less than 8 KiB is more than hyper can promise.
             ("head_bytes_max", self.head_bytes_max, 8_192, 1 << 20),
@@ -66,6 +77,15 @@ impl Options {
     }
 }
 
+/// A bound socket, and whether what is spoken on it is encrypted.
+#[derive(Debug)]
+pub struct Listener {
+    /// Where callers come in.
+    pub socket: TcpListener,
+    /// Without it the plane is not encrypted.
+    pub tls: Option<Arc<Tls>>,
+}
+
 /// A running listener.
 #[derive(Debug)]
 pub struct Server {
@@ -82,7 +102,7 @@ impl Server {
     /// Errors: a thread or a runtime that cannot be made.
     pub fn start(
         name: &str,
-        listener: TcpListener,
+        Listener { socket: listener, tls }: Listener,
         router: Router,
         options: &Options,
         batches: usize,
@@ -98,7 +118,8 @@ impl Server {
             let (sender, receiver) = mpsc::channel(HANDOVER_MAX);
             let load = Arc::new(AtomicUsize::new(0));
             handovers.push(Handover { sender, load });
-            let worker = Worker { router: router.clone(), options: options.clone(), stopped: stopped.clone() };
+            let (router, tls) = (router.clone(), tls.clone());
+            let worker = Worker { router, options: options.clone(), tls, stopped: stopped.clone() };
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .max_blocking_threads(batches.max(1))
@@ -214,31 +235,47 @@ impl Acceptor {
 struct Worker {
     router: Router,
     options: Options,
+    tls: Option<Arc<Tls>>,
     stopped: watch::Receiver<bool>,
 }
 
 impl Worker {
     async fn run(mut self, mut connections: mpsc::Receiver<Connection>) {
         let builder = self.builder();
+        let handshake_timeout = Duration::from_millis(self.options.handshake_timeout_ms);
+        let mut handshakes = self
+            .tls
+            .clone()
+            .map(|tls| Handshakes::new(tls, handshake_timeout, self.options.handshakes_max, self.stopped.clone()));
         tokio::spawn(engine::courier());
         let graceful = GracefulShutdown::new();
         loop {
             let connection = tokio::select! {
-                connection = connections.recv() => connection,
+                connection = next(&mut connections, handshakes.as_mut()) => connection,
                 _ = self.stopped.wait_for(|stopped| *stopped) => None,
             };
             let Some(Connection { stream, _counted }) = connection else { break };
-            let Ok(stream) = tokio::net::TcpStream::from_std(stream) else { continue };
+            let Ok(stream) = Socket::from_std(stream) else { continue };
             let service = TowerToHyperService::new(self.router.clone());
-            let served = builder.serve_connection(TokioIo::new(stream), service).into_owned();
-            let watched = graceful.watch(served);
+            if let Some(handshakes) = &mut handshakes {
+                let (begin, builder, watcher) = (self.begin(), builder.clone(), graceful.watcher());
+                handshakes.begin(stream, |stream| serve_tls(stream, begin, builder, service, watcher, _counted));
+                continue;
+            }
+            let (begin, builder, watcher) = (self.begin(), builder.clone(), graceful.watcher());
             tokio::spawn(async move {
-                // A connection that breaks is its caller's business.
-                let _ = watched.await;
+                if begin.within(stream.readable()).await {
+                    // A connection that breaks is its caller's business.
+                    let _ = watcher.watch(builder.serve_connection(TokioIo::new(stream), service)).await;
+                }
                 drop(_counted);
             });
         }
         graceful.shutdown().await;
+    }
+
+    fn begin(&self) -> Begin {
+        Begin { timeout: Duration::from_millis(self.options.head_timeout_ms), stopped: self.stopped.clone() }
     }
 
     fn builder(&self) -> auto::Builder<TokioExecutor> {
@@ -257,4 +294,47 @@ impl Worker {
             .max_concurrent_streams(self.options.streams_max);
         builder
     }
+}
+
+/// The next connection, once there is room for its handshake.
+async fn next(connections: &mut mpsc::Receiver<Connection>, handshakes: Option<&mut Handshakes>) -> Option<Connection> {
+    if let Some(handshakes) = handshakes {
+        handshakes.room().await;
+    }
+    connections.recv().await
+}
+
+/// How long a caller may take to begin: hyper bounds a head that stalls, but not one of which no byte comes.
+struct Begin {
+    timeout: Duration,
+    stopped: watch::Receiver<bool>,
+}
+
+impl Begin {
+    /// Whether `first`, the first byte, comes in time, and before the plane is stopped.
+    async fn within(mut self, first: impl Future) -> bool {
+        tokio::select! {
+            came = tokio::time::timeout(self.timeout, first) => came.is_ok(),
+            _ = self.stopped.wait_for(|stopped| *stopped) => false,
+        }
+    }
+}
+
+/// Serves what the handshake agreed on, on a task of its own.
+fn serve_tls(
+    mut stream: TlsStream<Socket>,
+    begin: Begin,
+    builder: auto::Builder<TokioExecutor>,
+    service: TowerToHyperService<Router>,
+    watcher: Watcher,
+    counted: Counted,
+) {
+    let http2 = stream.get_ref().1.alpn_protocol() == Some(HTTP2);
+    let builder = if http2 { builder.http2_only() } else { builder.http1_only() };
+    tokio::spawn(async move {
+        if begin.within(stream.fill_buf()).await {
+            let _ = watcher.watch(builder.serve_connection(TokioIo::new(stream), service)).await;
+        }
+        drop(counted);
+    });
 }

@@ -194,6 +194,7 @@ impl Metrics {
             describe_gauge!(BUDGET_SPENT, "What they cost in this period");
             describe_gauge!(BUDGET_ELAPSED, "Share of this period that has gone by, 0 to 1");
             describe_gauge!(LEDGER_WAITING, "Records that wait to be written");
+            super::tls::describe();
             describe_gauge!(BUILD_INFO, "1, with the version of this server");
             gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
         });
@@ -343,7 +344,7 @@ impl Metrics {
         self.handle.run_upkeep();
     }
 
-    fn register<T>(&self, registration: impl FnOnce() -> T) -> T {
+    pub(super) fn register<T>(&self, registration: impl FnOnce() -> T) -> T {
         metrics::with_local_recorder(&self.recorder, registration)
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod log;
 mod metrics;
+pub mod tls;
 
 pub use ::metrics::Counter;
 pub use metrics::{Metrics, Route, Stage};

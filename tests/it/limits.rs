@@ -62,6 +62,12 @@ fn a_head_that_stalls_or_is_too_large_is_given_up() {
 }
 
 #[test]
+fn a_connection_that_says_nothing_is_given_up() {
+    let service = Service::start(&["server.head_timeout_ms=50"]);
+    assert_eq!(raw(&service, b""), "");
+}
+
+#[test]
 fn a_connection_too_many_is_closed() {
     let service = Service::start(&["server.connections_max=1"]);
     let mut first = service.connect();

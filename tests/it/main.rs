@@ -17,3 +17,4 @@ mod service;
 mod slots;
 mod spend;
 mod startup;
+mod tls;

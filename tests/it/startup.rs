@@ -92,6 +92,22 @@ fn every_problem_of_a_configuration_is_told_before_a_port_is_bound() {
 }
 
 #[test]
+fn tls_that_cannot_be_used_is_told() {
+    let (code, text) = serve_with("http.tls.certificate=Cargo.toml");
+    assert_eq!(code, 64);
+    assert!(text.contains("http.tls.key (default): expected the private key of the certificate"), "{text}");
+    let serve = |certificate: &str| {
+        let certificate = format!("admin.tls.certificate={certificate}");
+        let tls = ["--set", certificate.as_str(), "--set", "admin.tls.key=Cargo.toml"];
+        failed(&[["serve"].as_slice(), &PORTS, &tls].concat())
+    };
+    let told = "mainstay: admin.tls: nowhere.pem cannot be read: No such file or directory (os error 2)";
+    assert_eq!(serve("nowhere.pem"), (69, told.to_owned()));
+    let (code, text) = serve("Cargo.toml");
+    assert!(code == 69 && text.contains("admin.tls: Cargo.toml holds no certificate in PEM"), "{text}");
+}
+
+#[test]
 fn a_port_in_use_is_told() {
     let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = taken.local_addr().expect("an address");
