@@ -12,6 +12,7 @@ mod rollout;
 mod serving;
 mod shadow;
 mod shelf;
+mod simulate;
 mod slots;
 mod watch;
 
@@ -28,6 +29,7 @@ pub use moves::{Ask, Moved, Standing, Verb, Warm};
 pub use rollout::Options;
 pub use serving::{Catalogue, Serving};
 pub use shelf::{PolicyError, Shelf, parse_policy, read_policy};
+pub use simulate::Question;
 pub use slots::SERVICE;
 
 use crate::domain::nearest::nearest;

@@ -14,11 +14,14 @@ mod outcomes;
 mod problem;
 mod score;
 mod server;
+mod simulate;
 mod slots;
 mod trace;
 mod wire;
+mod wire_fairness;
 mod wire_reasons;
 mod wire_records;
+mod wire_simulation;
 mod wire_slots;
 
 use std::sync::Arc;
@@ -227,7 +230,7 @@ fn operating() -> OpenApiRouter<Shared> {
         .routes(routes!(slots::slots))
         .routes(routes!(slots::slots_of))
         .routes(routes!(slots::history))
-        .routes(routes!(slots::try_policy))
+        .routes(routes!(simulate::simulate))
         .routes(routes!(slots::act))
 }
 

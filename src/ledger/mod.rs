@@ -33,7 +33,7 @@ pub use error::Error;
 pub use journal::{Answered, Change, Pending, Recalled};
 pub use options::{Options, Promise};
 pub use outcomes::{Fate, OF_DECISION_MAX, RecordedOutcome};
-pub use reader::{Inputs, Page, Recorded};
+pub use reader::{Inputs, Page, Recorded, Stretch};
 pub use receipt::Receipt;
 pub use record::{Extra, Kind, Reason};
 pub use spending::{Offered, Spending};
