@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::door::{Called, Door};
-use super::table::{aligned, comparison, row, table};
+use super::table::{aligned, comparison, flags, row, simulation, table};
 use super::{client, write_out};
 
 #[derive(Debug, Args)]
@@ -103,15 +103,27 @@ pub(super) enum Rollout {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Policy {
-    /// Tell what a policy would make of recorded decisions; nothing changes
-    Try {
+    /// Tell what a policy would have made of recorded decisions, beside the policy in force; nothing changes
+    Simulate {
         /// The model
         model: String,
         /// The policy document
         file: PathBuf,
-        /// On how many of the last decisions
-        #[arg(long, default_value_t = 1_000)]
-        last: usize,
+        /// On how many of the last decisions; without it 1000, or all of the time that is named
+        #[arg(long)]
+        last: Option<usize>,
+        /// Made at or after this time, RFC 3339
+        #[arg(long, value_name = "TIME")]
+        from: Option<String>,
+        /// Made before this time, RFC 3339
+        #[arg(long, value_name = "TIME")]
+        to: Option<String>,
+        /// Another budget than that of the document, such as 50000/month
+        #[arg(long, value_name = "AMOUNT/PERIOD", value_parser = budget)]
+        budget: Option<(f64, String)>,
+        /// What the value is measured by: retained_value, retained, converted, revenue or margin
+        #[arg(long)]
+        reward: Option<String>,
         #[command(flatten)]
         out: Out,
     },
@@ -157,6 +169,12 @@ fn step(text: &str) -> Result<(f64, u64), String> {
     let expected = || "expected SHARE:SECONDS, such as 0.05:600".to_owned();
     let (share, seconds) = text.split_once(':').ok_or_else(expected)?;
     Ok((share.trim().parse().map_err(|_| expected())?, seconds.trim().parse().map_err(|_| expected())?))
+}
+
+fn budget(text: &str) -> Result<(f64, String), String> {
+    let expected = || "expected AMOUNT/PERIOD, such as 50000/month".to_owned();
+    let (amount, period) = text.split_once('/').ok_or_else(expected)?;
+    Ok((amount.trim().parse().map_err(|_| expected())?, period.trim().to_owned()))
 }
 
 impl Out {
@@ -257,10 +275,23 @@ impl Policy {
             std::fs::read_to_string(file).with_context(|| format!("cannot read the policy {}", file.display()))
         };
         match self {
-            Policy::Try { model, file, last, mut out } => {
-                let body = json!({"document": read(&file)?, "last": last}).to_string();
-                let answer = client::post(&out.admin()?, &format!("/v1/slots/{model}/try_policy"), &body, None)?;
-                out.write(&answer, comparison)
+            Policy::Simulate { model, file, last, from, to, budget, reward, mut out } => {
+                let mut body = json!({"model": model, "document": read(&file)?});
+                let budget = budget.map(|(amount, period)| json!({"amount": amount, "period": period}));
+                let asked = [
+                    ("last", last.map(Value::from)),
+                    ("from", from.map(Value::from)),
+                    ("to", to.map(Value::from)),
+                    ("budget", budget),
+                    ("reward", reward.map(Value::from)),
+                ];
+                for (name, value) in asked {
+                    if let Some(value) = value {
+                        body[name] = value;
+                    }
+                }
+                let answer = client::post(&out.admin()?, "/v1/policies:simulate", &body.to_string(), None)?;
+                out.write(&answer, simulation)
             }
             Policy::Apply { model, file, asked } => {
                 asked.ask(&model, "apply_policy", json!({"document": read(&file)?}))
@@ -289,6 +320,9 @@ impl Asked {
             lines.extend(done["notes"].as_array().into_iter().flatten().map(text));
             if done["replay"].is_object() {
                 lines.push(comparison(&done["replay"]));
+            }
+            if done["compliance"].is_object() {
+                lines.push(flags(&done["compliance"]));
             }
             format!("{}\n\n{}", lines.join("\n"), table(&done["slots"]))
         })

@@ -16,7 +16,7 @@ use crate::domain::policy::{Objective, Policy};
 use crate::ledger::{self, Ledger};
 
 /// How often the price moves at most, in milliseconds.
-const PACE_MS: u64 = 1_000;
+pub(super) const PACE_MS: u64 = 1_000;
 
 /// How a budget stands.
 #[derive(Debug, Clone, PartialEq)]
@@ -120,9 +120,20 @@ impl Account {
         }
         let ms = budget.period.around(now_ms);
         let (spent, price) = match ledger {
-            Some(ledger) => spent(ledger, name, policy.currency(), ms.start)?,
+            Some(ledger) => spent(ledger, name, policy.currency(), ms.start as i64..i64::MAX)?,
             None => (Money::ZERO, 0.0),
         };
+        Ok(Some(Self::new(policy, budget, Arc::new(ArcSwap::from_pointee(Span::new(ms, spent))), price)))
+    }
+
+    /// The account that the budget of `policy` would have had for the model `name` at `at_ms`, had the policy come into force then: what was
+    /// spent of the period before is what the ledger says.
+    ///
+    /// Errors: a ledger that cannot be read.
+    pub(super) fn as_of(policy: &Policy, name: &str, ledger: &Ledger, at_ms: u64) -> Result<Option<Self>, Error> {
+        let Some(budget) = policy.budget() else { return Ok(None) };
+        let ms = budget.period.around(at_ms);
+        let (spent, price) = spent(ledger, name, policy.currency(), ms.start as i64..at_ms as i64)?;
         Ok(Some(Self::new(policy, budget, Arc::new(ArcSwap::from_pointee(Span::new(ms, spent))), price)))
     }
 
@@ -225,9 +236,9 @@ impl Account {
     }
 }
 
-/// What the decisions of `name` since `from_ms` cost in `currency`, by the policies that made them, and the shadow price of the last.
-fn spent(ledger: &Ledger, name: &str, currency: &str, from_ms: u64) -> Result<(Money, f64), Error> {
-    let spending = ledger.spending(name, from_ms as i64)?;
+/// What the decisions of `name` in `span_ms` cost in `currency`, by the policies that made them, and the shadow price of the last.
+fn spent(ledger: &Ledger, name: &str, currency: &str, span_ms: Range<i64>) -> Result<(Money, f64), Error> {
+    let spending = ledger.spending(name, span_ms)?;
     if !spending.is_whole {
         tracing::warn!(model = name, "decisions of this period have been removed: what they cost is not counted");
     }

@@ -1,10 +1,8 @@
-//! Dry runs: decisions on record made again, before a model is staged or a policy put into force. Nothing is recorded or changed. To
-//! the last bit, by what decided then, is the business of `replay`.
+//! Dry runs: decisions on record made again by another model, before it is staged. Nothing is recorded or changed. Another policy is
+//! tried in `simulate`; to the last bit, by what decided then, is the business of `replay`.
 
-use super::{Engine, Error, shelf};
+use super::{Engine, Error};
 use crate::domain::policy::Policy;
-use crate::domain::policy::condition::Known;
-use crate::domain::policy::fit::Binding;
 use crate::domain::record::Record;
 use crate::domain::rollout::comparison::{Comparer, Comparison, Decided};
 use crate::domain::score::Score;
@@ -38,43 +36,6 @@ impl Engine {
                     ))
                 });
                 Some((before?, after?))
-            });
-            match decided {
-                Some((before, after)) => comparer.add(before, after),
-                None => comparer.skip(),
-            }
-        })?;
-        Ok(comparer.end())
-    }
-
-    /// What `document` would have made of the last `count` decisions of `model`, against the policy in force. Where both look at the
-    /// score alone, inputs that are erased or were not kept do not matter.
-    ///
-    /// Errors: [`Error::Refused`] with everything that is wrong with the document, or does not fit the models in the slots.
-    pub fn try_policy(&self, model: &str, document: &str, count: usize) -> Result<Comparison, Error> {
-        let after = shelf::parse_policy(document).map_err(Error::Refused)?;
-        let (before, bindings) = {
-            let held = self.deck(model)?.held();
-            held.fit(&after)?;
-            let champion = held.in_slot(held.slots.champion()).ok_or_else(|| self.unknown(model))?;
-            let features = &champion.model.card().features;
-            let bindings: Result<Vec<Binding>, _> =
-                [&*held.policy, &after].iter().map(|policy| policy.bind(features)).collect();
-            (held.policy.clone(), bindings.map_err(Error::Refused)?)
-        };
-        let is_plain = before.is_plain() && after.is_plain();
-        let mut comparer = Comparer::new(&before, &after);
-        self.each_recorded(model, count, |recorded| {
-            let decided = Score::new(recorded.score).and_then(|score| {
-                let by = |first: &[Known], second: &[Known], id: &str| {
-                    (Decided::by(&before, score, first, id), Decided::by(&after, score, second, id))
-                };
-                if is_plain {
-                    return Some(by(&[], &[], ""));
-                }
-                self.again(&recorded.inputs, |record| {
-                    Some(by(&bindings[0].read(record).ok()?, &bindings[1].read(record).ok()?, &record.customer_id))
-                })
             });
             match decided {
                 Some((before, after)) => comparer.add(before, after),

@@ -13,6 +13,7 @@ mod rollout;
 mod serving;
 mod shadow;
 mod shelf;
+mod simulate;
 mod slots;
 mod treatment;
 mod watch;
@@ -31,6 +32,7 @@ pub use moves::{Ask, Moved, Standing, Verb, Warm};
 pub use rollout::Options;
 pub use serving::{Catalogue, Serving};
 pub use shelf::{PolicyError, Shelf, parse_policy, read_policy};
+pub use simulate::Question;
 pub use slots::SERVICE;
 
 use crate::domain::nearest::nearest;

@@ -9,6 +9,7 @@ use super::account::Balance;
 use super::shelf;
 use super::slots::{Deck, Delivery, Held};
 use super::{Engine, Error};
+use crate::domain::policy::compliance::Compliance;
 use crate::domain::rollout::Plan;
 use crate::domain::rollout::comparison::Comparison;
 use crate::domain::rollout::guardrail::{Reading, Verdict, verdict};
@@ -83,6 +84,9 @@ pub struct Moved {
     /// How the two models, or policies, differ on recorded decisions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replay: Option<Comparison>,
+    /// Which groups a policy that was applied puts at a disadvantage.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compliance: Option<Compliance>,
     /// Whether this answers a request that had been answered before.
     #[serde(skip)]
     pub repeated: bool,
@@ -90,7 +94,8 @@ pub struct Moved {
 
 impl Moved {
     pub(super) fn new(verb: &str, result: String) -> Self {
-        Self { verb: verb.to_owned(), result, flip_us: None, notes: Vec::new(), replay: None, repeated: false }
+        let (notes, verb) = (Vec::new(), verb.to_owned());
+        Self { verb, result, flip_us: None, notes, replay: None, compliance: None, repeated: false }
     }
 }
 
@@ -197,6 +202,11 @@ impl Engine {
         if let Verb::Stage { version, allow_breaking, replay } = &verb {
             return self.stage(deck, version, *allow_breaking, *replay, ask);
         }
+        // Before anything is locked: it reads decisions.
+        let compliance = match &verb {
+            Verb::ApplyPolicy(document) if self.answered(ask)?.is_none() => self.check(deck, document, ask)?,
+            _ => None,
+        };
         let mut held = deck.held();
         if let Some(moved) = self.answered(ask)? {
             return Ok(moved);
@@ -245,7 +255,8 @@ impl Engine {
                 let policy = shelf::parse_policy(&document).map_err(Error::Refused)?;
                 held.fit(&policy)?;
                 let reference = shelf::policy_ref(&policy);
-                let result = format!("{} {} is in force", policy.name(), policy.version());
+                let found = compliance.as_ref().map_or(String::new(), |found| format!("; {found}"));
+                let result = format!("{} {} is in force{found}", policy.name(), policy.version());
                 delivery.policy = Some(Arc::new(policy));
                 (Move::ApplyPolicy(reference), "apply_policy", result)
             }
@@ -257,7 +268,8 @@ impl Engine {
                 (Move::UndoPolicy, "undo_policy", "the policy before is in force again".to_owned())
             }
         };
-        self.make(deck, &mut held, &step, ask, delivery, Moved::new(verb, result))
+        let moved = Moved { compliance, ..Moved::new(verb, result) };
+        self.make(deck, &mut held, &step, ask, delivery, moved)
     }
 
     /// The answer to a request that comes again.
@@ -319,7 +331,7 @@ impl Engine {
         let (loaded, notes) = match staged {
             Ok(staged) => staged,
             Err(reasons) => {
-                self.note_refusal(deck, version, &reasons, ask);
+                self.note_refusal(deck, "stage", version, &reasons, ask);
                 return Err(Error::Refused(reasons));
             }
         };
@@ -350,14 +362,14 @@ impl Engine {
     }
 
     /// Puts a refusal into the history; where that is not possible, the caller is told all the same.
-    fn note_refusal(&self, deck: &Deck, version: &str, reasons: &[String], ask: &Ask) {
+    pub(super) fn note_refusal(&self, deck: &Deck, verb: &str, what: &str, reasons: &[String], ask: &Ask) {
         let Some(ledger) = &self.ledger else { return };
         let refused = ledger.change(Change {
             model: deck.name.clone(),
-            verb: "stage".to_owned(),
+            verb: verb.to_owned(),
             by: ask.by.clone(),
             why: ask.why.clone(),
-            result: format!("{version} refused: {}", reasons.join("; ")),
+            result: format!("{what} refused: {}", reasons.join("; ")),
             slots: None,
             experiments: None,
             documents: Vec::new(),

@@ -32,6 +32,8 @@ pub struct Options {
     pub limits: Limits,
     pub shadow_queue_max: usize,
     pub replay_rows_max: usize,
+    pub compliance_last: usize,
+    pub compliance_refuse: bool,
 }
 
 impl Options {
@@ -55,6 +57,9 @@ impl Options {
         }
         if !(1..=1_000_000).contains(&self.replay_rows_max) {
             problems.push(("replay_rows_max", "expected 1 to 1000000".to_owned()));
+        }
+        if self.compliance_last > 1_000_000 {
+            problems.push(("compliance_last", "expected 0 to 1000000".to_owned()));
         }
         if self.approvals.len() > 8 || self.approvals.iter().any(|role| role.is_empty() || role.len() > 64) {
             problems.push(("approvals", "expected at most 8 roles of 1 to 64 characters".to_owned()));

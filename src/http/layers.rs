@@ -107,7 +107,7 @@ fn route_of(path: &str) -> Route {
         "/v1/score/batch" | "/v1/models/{model}/score/batch" => Route::Batch,
         "/v1/models" | "/v1/models/{model}" => Route::Models,
         "/v1/decisions" | "/v1/decisions/{id}" | "/v1/customers/{customer_id}" => Route::Records,
-        path if path.starts_with("/v1/slots") => Route::Slots,
+        path if path.starts_with("/v1/slots") || path.starts_with("/v1/policies") => Route::Slots,
         "/v1/outcomes" => Route::Outcomes,
         "/livez" | "/readyz" | "/version" => Route::Health,
         path if path.starts_with("/docs") || path == "/openapi.json" => Route::Docs,

@@ -17,13 +17,16 @@ mod outcomes;
 mod problem;
 mod score;
 mod server;
+mod simulate;
 mod slots;
 mod tls;
 mod trace;
 mod wire;
 mod wire_experiments;
+mod wire_fairness;
 mod wire_reasons;
 mod wire_records;
+mod wire_simulation;
 mod wire_slots;
 
 use std::sync::Arc;
@@ -235,7 +238,7 @@ fn operating() -> OpenApiRouter<Shared> {
         .routes(routes!(slots::slots))
         .routes(routes!(slots::slots_of))
         .routes(routes!(slots::history))
-        .routes(routes!(slots::try_policy))
+        .routes(routes!(simulate::simulate))
         .routes(routes!(slots::act))
         .routes(routes!(experiments::experiments, experiments::create))
         .routes(routes!(experiments::experiment))

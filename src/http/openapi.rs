@@ -39,6 +39,7 @@ pub(super) struct Base;
         license(name = "Apache-2.0", identifier = "Apache-2.0")
     ),
     tags(
+        (name = "policies", description = "What a policy would have done"),
         (name = "slots", description = "What stands where, and the verbs that move it"),
         (name = "experiments", description = "Policies or interventions compared on shares of the customers"),
         (name = "health", description = "Liveness, readiness, version"),

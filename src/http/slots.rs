@@ -13,7 +13,6 @@ use utoipa::{IntoParams, ToSchema};
 use super::problem::{self, Code, Problem};
 use super::wire_slots::{Done, History, Slots, SlotsList};
 use super::{Shared, blocking, extract, long};
-use crate::domain::rollout::comparison::Comparison;
 use crate::domain::rollout::guardrail::Limits;
 use crate::domain::rollout::{Plan, Step};
 use crate::domain::violation::{self, Violation};
@@ -123,22 +122,6 @@ pub(super) struct ApplyPolicy {
     document: String,
 }
 
-/// Try a policy on recorded decisions.
-#[derive(Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct TryPolicy {
-    /// The policy document itself, TOML
-    document: String,
-    /// On how many of the last decisions
-    #[serde(default = "last")]
-    #[schema(minimum = 1, default = 1000)]
-    last: usize,
-}
-
-fn last() -> usize {
-    1_000
-}
-
 /// Which part of the history.
 #[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
@@ -196,7 +179,7 @@ pub(super) async fn history(
 /// Make a move
 ///
 /// The body has `by` and `why`, and what the verb needs: `stage` a `version`, `start` maybe a `mode` or `steps`, `approve` a `role`,
-/// `apply_policy` a `document`. With the header `idempotency-key` the same request is done once, as long as
+/// `apply_policy` a `document`, which is checked for compliance on recent decisions first. With the header `idempotency-key` the same request is done once, as long as
 /// it is among the last thousand with a key.
 #[utoipa::path(post, path = "/v1/slots/{model}/{verb}", tag = "slots", operation_id = "move",
     params(
@@ -231,31 +214,8 @@ pub(super) async fn act(
     Ok(Json(Done::new(moved, standing)))
 }
 
-/// Try a policy on recorded decisions
-///
-/// Nothing changes: tells who would change tier and what it would cost, against the policy in force.
-#[utoipa::path(post, path = "/v1/slots/{model}/try_policy", tag = "slots", operation_id = "try_policy",
-    params(("model" = String, Path, description = "The name of a model in service")),
-    request_body(content = TryPolicy, content_type = "application/json"),
-    responses((status = 200, description = "How it differs", body = Object), problem::Moving, problem::Refused))]
-pub(super) async fn try_policy(
-    State(shared): State<Shared>,
-    model: Result<Path<String>, PathRejection>,
-    headers: HeaderMap,
-    body: Body,
-) -> Result<Json<Comparison>, Problem> {
-    let model = model?.0;
-    let body = read(&shared, &headers, body).await?;
-    let TryPolicy { document, last } = strict(&body)?;
-    let engine = shared.engine.clone();
-    let rows_max = engine.options().replay_rows_max;
-    if !(1..=rows_max).contains(&last) {
-        return Err(wrong("/last", format!("1 to {rows_max}")));
-    }
-    Ok(Json(long(&shared, move || engine.try_policy(&model, &document, last)).await??))
-}
-
-async fn read(shared: &Shared, headers: &HeaderMap, body: Body) -> Result<Vec<u8>, Problem> {
+/// The body of an operator's request.
+pub(super) async fn read(shared: &Shared, headers: &HeaderMap, body: Body) -> Result<Vec<u8>, Problem> {
     extract::media_type(headers, &[extract::JSON])?;
     // A policy document is the largest thing that is sent here.
     let bytes_max = 2 * crate::domain::policy::document::BYTES_MAX;
@@ -263,14 +223,14 @@ async fn read(shared: &Shared, headers: &HeaderMap, body: Body) -> Result<Vec<u8
 }
 
 /// What operators write has nothing personal in it, so they are told what is wrong with it in serde's words.
-fn strict<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
+pub(super) fn strict<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
     serde_json::from_slice(body).map_err(|error| match error.is_data() {
         true => wrong("", error.to_string()),
         false => Problem::new(Code::MalformedJson, error.to_string()),
     })
 }
 
-fn wrong(pointer: &str, expected: String) -> Problem {
+pub(super) fn wrong(pointer: &str, expected: String) -> Problem {
     Problem::invalid(vec![Violation::new(pointer, violation::Code::OutOfRange, expected)])
 }
 

@@ -3,6 +3,7 @@
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::wire_fairness::Compliance;
 use super::wire_records::time;
 use crate::domain::money::Money;
 use crate::domain::rollout;
@@ -205,6 +206,10 @@ pub(super) struct Done {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>, nullable = false)]
     replay: Option<Comparison>,
+    /// Of a policy that was applied: which groups it puts at a disadvantage, on recent decisions.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    compliance: Option<Compliance>,
     /// Whether the same request had been answered before, and nothing was done now.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     #[schema(required = false)]
@@ -328,8 +333,9 @@ impl From<Standing> for Slots {
 impl Done {
     /// What was done, and how the slots stand since.
     pub(super) fn new(moved: Moved, standing: Standing) -> Self {
-        let Moved { verb, result, flip_us, notes, replay, repeated } = moved;
-        Self { verb, result, flip_us, notes, replay, repeated, slots: standing.into() }
+        let Moved { verb, result, flip_us, notes, replay, compliance, repeated } = moved;
+        let compliance = compliance.map(Compliance::from);
+        Self { verb, result, flip_us, notes, replay, compliance, repeated, slots: standing.into() }
     }
 }
 

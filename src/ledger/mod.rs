@@ -35,7 +35,7 @@ pub use exposure::Exposed;
 pub use journal::{Answered, Change, Kept, Pending, Recalled};
 pub use options::{Options, Promise};
 pub use outcomes::{Fate, OF_DECISION_MAX, RecordedOutcome};
-pub use reader::{Inputs, Page, Recorded};
+pub use reader::{Inputs, Page, Recorded, Stretch};
 pub use receipt::Receipt;
 pub use record::{Extra, Kind, Part, Reason};
 pub use spending::{Offered, Spending};

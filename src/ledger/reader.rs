@@ -1,6 +1,7 @@
 //! Reading the ledger: decisions by id, by customer and time, the last ones; with their inputs where they still open. Readers
 //! have connections of their own and see a moment of the ledger, whatever is written meanwhile.
 
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
@@ -8,8 +9,9 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::keys::{self, Keys, Pseudonym, hex};
 use super::record::{Entry, Extra, Kind, Version};
+use super::spending::{DISORDER_MS, first_since};
 use super::store;
-use super::{Error, verify};
+use super::{Error, outcomes, verify};
 use crate::domain::id::DecisionId;
 
 /// Connections that are kept for the next reader.
@@ -143,6 +145,63 @@ pub(super) fn last(
     let mut statement = database.prepare(&sql)?;
     let rows = statement.query_map(params![count as i64, model, before], store::read_entry)?;
     rows.map(|row| recorded(database, keys, row?)).collect()
+}
+
+/// A stretch of the decisions by a model, in the order of the record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stretch {
+    model: String,
+    /// When they were made, milliseconds since 1970, the end excluded.
+    span_ms: Range<i64>,
+    /// The numbers of their entries, the end excluded.
+    seqs: Range<i64>,
+}
+
+impl super::Ledger {
+    /// The last `count` decisions by `model` that were made in `span_ms` (milliseconds since 1970, the end excluded).
+    pub fn stretch(&self, model: &str, span_ms: Range<i64>, count: usize) -> Result<Stretch, Error> {
+        self.readers.with(|database| {
+            let snapshot = database.unchecked_transaction()?;
+            let first: Option<i64> = snapshot.query_row("SELECT min(seq) FROM entry", [], |row| row.get(0))?;
+            let at = |ms: i64| first.map_or(Ok(0), |first| first_since(&snapshot, first, ms));
+            let (from, to) = (
+                at(span_ms.start.saturating_sub(DISORDER_MS))?,
+                at(span_ms.end.saturating_add(DISORDER_MS))?,
+            );
+            let sql = "SELECT min(seq) FROM (
+                 SELECT e.seq FROM entry e JOIN version v USING (version)
+                 WHERE e.kind = 'decision' AND e.seq >= ?1 AND e.seq < ?2 AND e.at_ms >= ?3 AND e.at_ms < ?4 AND v.model = ?5
+                 ORDER BY e.seq DESC LIMIT ?6)";
+            let bounds = params![from, to, span_ms.start, span_ms.end, model, count as i64];
+            let begin: Option<i64> = snapshot.prepare_cached(sql)?.query_row(bounds, |row| row.get(0))?;
+            let seqs = begin.map_or(to..to, |begin| begin..to);
+            Ok(Stretch { model: model.to_owned(), span_ms: span_ms.clone(), seqs })
+        })
+    }
+
+    /// The first `count` decisions of what is left of `stretch`, with their inputs and outcomes where they are there; they are taken off it.
+    pub fn advance(&self, stretch: &mut Stretch, count: usize) -> Result<Vec<Recorded>, Error> {
+        let found = self.readers.with(|database| {
+            let snapshot = database.unchecked_transaction()?;
+            let sql = format!(
+                "SELECT {} FROM entry e LEFT JOIN version v USING (version)
+                 WHERE e.kind = 'decision' AND e.seq >= ?1 AND e.seq < ?2 AND e.at_ms >= ?3 AND e.at_ms < ?4 AND v.model = ?5
+                 ORDER BY e.seq LIMIT ?6",
+                store::COLUMNS
+            );
+            let Stretch { model, span_ms, seqs } = &*stretch;
+            let bounds = params![seqs.start, seqs.end, span_ms.start, span_ms.end, model, count as i64];
+            let keys = self.keys.load();
+            let mut statement = snapshot.prepare_cached(&sql)?;
+            let rows = statement.query_map(bounds, store::read_entry)?;
+            let mut found =
+                rows.map(|row| recorded(&snapshot, &keys, row?)).collect::<Result<Vec<Recorded>, Error>>()?;
+            outcomes::attach(&snapshot, &mut found)?;
+            Ok(found)
+        })?;
+        stretch.seqs.start = found.last().map_or(stretch.seqs.end, |last| last.seq + 1);
+        Ok(found)
+    }
 }
 
 /// The decisions on a customer, under every pseudonym that it had, the newest first.

@@ -1,6 +1,8 @@
 //! What the decisions of a model led to since a moment, counted by the database: how often which action was offered by which policy. What
 //! that cost is known above.
 
+use std::ops::Range;
+
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::Error;
@@ -30,8 +32,12 @@ pub struct Offered {
     pub count: i64,
 }
 
-/// What the decisions by `model` made at or after `from_ms` led to.
-fn spending(database: &Connection, model: &str, from_ms: i64) -> Result<Spending, Error> {
+/// What the decisions by `model` made in `span` led to.
+fn spending(
+    database: &Connection,
+    model: &str,
+    Range { start: from_ms, end: to_ms }: Range<i64>,
+) -> Result<Spending, Error> {
     let snapshot = database.unchecked_transaction()?;
     let first: Option<(i64, i64)> = snapshot
         .prepare_cached("SELECT seq, at_ms FROM entry ORDER BY seq LIMIT 1")?
@@ -42,18 +48,18 @@ fn spending(database: &Connection, model: &str, from_ms: i64) -> Result<Spending
     let groups = snapshot
         .prepare_cached(
             "SELECT v.policy_document, e.action, count(*) FROM entry e JOIN version v USING (version)
-             WHERE e.seq >= ?1 AND e.kind = 'decision' AND e.at_ms >= ?2 AND v.model = ?3 GROUP BY e.version, e.action",
+             WHERE e.seq >= ?1 AND e.kind = 'decision' AND e.at_ms >= ?2 AND v.model = ?3 AND e.at_ms < ?4 GROUP BY e.version, e.action",
         )?
-        .query_map(params![from, from_ms, model], |row| {
+        .query_map(params![from, from_ms, model, to_ms], |row| {
             Ok(Offered { policy_document: row.get(0)?, action: row.get(1)?, count: row.get(2)? })
         })?
         .collect::<Result<_, _>>()?;
     let shadow_price: Option<Option<f64>> = snapshot
         .prepare_cached(
             "SELECT json_extract(e.body, '$.shadow_price') FROM entry e JOIN version v USING (version)
-             WHERE e.seq >= ?1 AND e.kind = 'decision' AND v.model = ?2 ORDER BY e.seq DESC LIMIT 1",
+             WHERE e.seq >= ?1 AND e.kind = 'decision' AND v.model = ?2 AND e.at_ms < ?3 ORDER BY e.seq DESC LIMIT 1",
         )?
-        .query_row(params![from, model], |row| row.get(0))
+        .query_row(params![from, model, to_ms], |row| row.get(0))
         .optional()?;
     Ok(Spending { groups, shadow_price: shadow_price.flatten(), is_whole: first <= 1 || first_ms < from_ms })
 }
@@ -76,9 +82,9 @@ pub(super) fn first_since(database: &Connection, first: i64, from_ms: i64) -> Re
 }
 
 impl super::Ledger {
-    /// What the decisions by `model` made at or after `from_ms` led to, as far as they are recorded.
-    pub fn spending(&self, model: &str, from_ms: i64) -> Result<Spending, Error> {
-        self.readers.with(|database| spending(database, model, from_ms))
+    /// What the decisions by `model` made in `span_ms` (its end excluded; milliseconds since 1970) led to, as far as they are recorded.
+    pub fn spending(&self, model: &str, span_ms: Range<i64>) -> Result<Spending, Error> {
+        self.readers.with(|database| spending(database, model, span_ms))
     }
 }
 
@@ -100,7 +106,10 @@ mod tests {
     fn every_decision_since_then_counts_once_though_times_are_not_quite_in_order() {
         let directory = tempfile::tempdir().expect("a directory");
         let database = store::open(&directory.path().join("ledger.db"), Promise::Committed).expect("a database");
-        assert_eq!(spending(&database, "m", 0).expect("nothing"), Spending { is_whole: true, ..Spending::default() });
+        assert_eq!(
+            spending(&database, "m", 0..i64::MAX).expect("nothing"),
+            Spending { is_whole: true, ..Spending::default() }
+        );
         for (version, model, policy) in [(1, "m", "one"), (2, "m", "two"), (3, "other", "one")] {
             let sql = "INSERT INTO version (version, digest, model, model_version, model_digest, policy, policy_version, policy_document, config_digest)
                        VALUES (?1, ?1 || '', ?2, '', '', '', '', ?3, '')";
@@ -128,7 +137,7 @@ mod tests {
                 *expected.entry((if version == 1 { "one" } else { "two" }, action)).or_insert(0) += 1;
             }
         }
-        let found = spending(&database, "m", from_ms).expect("spending");
+        let found = spending(&database, "m", from_ms..i64::MAX).expect("spending");
         let groups: std::collections::BTreeMap<(&str, &str), i64> = found
             .groups
             .iter()
@@ -136,8 +145,11 @@ mod tests {
             .collect();
         assert_eq!(groups, expected);
         assert_eq!((found.is_whole, found.shadow_price), (true, Some(898.5)));
-        assert!(!spending(&database, "m", HOUR / 12).expect("spending").is_whole, "what is gone is not counted");
-        let after = spending(&database, "m", 2_000 * HOUR).expect("spending");
+        assert!(
+            !spending(&database, "m", HOUR / 12..i64::MAX).expect("spending").is_whole,
+            "what is gone is not counted"
+        );
+        let after = spending(&database, "m", 2_000 * HOUR..i64::MAX).expect("spending");
         assert_eq!((after.groups.len(), after.shadow_price), (0, None));
     }
 }

@@ -14,6 +14,7 @@ mod problems;
 mod reasons;
 mod score;
 mod service;
+mod simulate;
 mod slots;
 mod spend;
 mod startup;

@@ -121,18 +121,18 @@ async fn decisions_by_rules_are_replayed_to_the_last_bit() {
 }
 
 #[tokio::test]
-async fn a_policy_with_rules_is_tried_on_recorded_inputs_applied_and_undone() {
+async fn a_policy_with_rules_is_simulated_on_recorded_inputs_applied_and_undone() {
     let service = Service::start(&[]);
     for clv in [10, 600, 5000] {
         decide(&service, &with_context(json!({"clv": clv, "region": "US"}))).await;
     }
     let tried = service
-        .post_admin("/v1/slots/telco-churn/try_policy", &[], &json!({"document": VALUE, "last": 10}))
+        .post_admin("/v1/policies:simulate", &[], &json!({"model": "telco-churn", "document": VALUE, "last": 10}))
         .await
         .json();
-    assert_eq!((&tried["rows"], &tried["skipped"]), (&json!(3), &json!(0)), "{tried}");
-    assert_eq!(tried.get("expected_value_before"), None);
-    assert!(tried["expected_value_after"].as_f64().expect("a value") > 0.0, "{tried}");
+    assert_eq!((&tried["decisions"]["usable"], &tried["decisions"]["looked_at"]), (&json!(3), &json!(3)), "{tried}");
+    assert_eq!(tried["before"]["expected_value"], Value::Null);
+    assert!(tried["after"]["expected_value"].as_f64().expect("a value") > 0.0, "{tried}");
 
     let before = decide(&service, &customer()).await;
     assert_eq!(act(&service, "apply_policy", VALUE).await.status, 200);
@@ -150,18 +150,12 @@ async fn a_policy_that_does_not_fit_its_model_is_refused_with_every_reason() {
     let document =
         VALUE.replace("Contract = [\"Month-to-month\"]", "Contrct = [\"One year\"], PaymentMethod = [\"Cash\"]");
     let mut told = Vec::new();
-    for verb in ["apply_policy", "try_policy"] {
-        let answer = service
-            .post_admin(
-                &format!("/v1/slots/telco-churn/{verb}"),
-                &[],
-                &match verb {
-                    "try_policy" => json!({"document": document, "last": 10}),
-                    _ => json!({"by": "ops", "document": document}),
-                },
-            )
-            .await;
-        assert_eq!((answer.status, answer.code().as_str()), (422, "refused_for_service"), "{verb}: {}", answer.text);
+    for (path, body) in [
+        ("/v1/slots/telco-churn/apply_policy", json!({"by": "ops", "document": document})),
+        ("/v1/policies:simulate", json!({"model": "telco-churn", "document": document, "last": 10})),
+    ] {
+        let answer = service.post_admin(path, &[], &body).await;
+        assert_eq!((answer.status, answer.code().as_str()), (422, "refused_for_service"), "{path}: {}", answer.text);
         told.push(answer.json()["reasons"].clone());
     }
     assert_eq!(told[0], told[1]);

@@ -464,15 +464,15 @@ async fn two_people_have_to_agree_where_two_are_asked_for() {
 }
 
 #[tokio::test]
-async fn a_policy_is_tried_applied_and_undone() {
+async fn a_policy_is_simulated_applied_and_undone() {
     let service = Service::start(&[]);
     let before = service.post("/v1/score", &customer()).await.json();
     let document = std::fs::read_to_string("models/policy/four-bands.toml").expect("a policy");
     let tried = service
-        .post_admin("/v1/slots/telco-churn/try_policy", &[], &json!({"document": document, "last": 10}))
+        .post_admin("/v1/policies:simulate", &[], &json!({"model": "telco-churn", "document": document, "last": 10}))
         .await
         .json();
-    assert_eq!((&tried["rows"], &tried["moved_share"]), (&json!(1), &json!(1.0)), "{tried}");
+    assert_eq!((&tried["decisions"]["usable"], &tried["tier_changed_share"]), (&json!(1), &json!(1.0)), "{tried}");
     done(&service, "apply_policy", json!({"document": document})).await;
     let applied = service.post("/v1/score", &customer()).await.json();
     assert_eq!(applied["score"], before["score"]);
@@ -561,8 +561,8 @@ async fn the_command_line_is_a_thin_client() {
     assert!(code == 1 && text.contains("telco-churn"), "{text}");
     let (code, text) = run(&["history", "telco-churn", "--json"]);
     assert!(code == 0 && serde_json::from_str::<Value>(&text).is_ok(), "{text}");
-    let (code, text) = run(&["policy", "try", "telco-churn", "models/policy/four-bands.toml"]);
-    assert!(code == 0 && text.contains("change tier"), "{text}");
+    let (code, text) = run(&["policy", "simulate", "telco-churn", "models/policy/four-bands.toml"]);
+    assert!(code == 0 && text.contains("could not be made again"), "{text}");
     drop(service);
     assert_eq!(mainstay(Path::new("data"), &["slots", "--set", "admin.listen=127.0.0.1:1"]).0, 69);
 }

@@ -217,6 +217,16 @@ pub fn audit_violations(context: &Entries) -> Vec<Violation> {
     }
 }
 
+/// The groups that a customer belongs to, by attribute, as far as they are texts; for audits alone.
+pub fn audit_groups<'r>(context: &'r Entries) -> impl Iterator<Item = (&'r str, &'r str)> {
+    let audit = context.iter().find(|(name, _)| name == AUDIT);
+    let groups = audit.and_then(|(_, audit)| if let Value::Map(groups) = audit { Some(groups) } else { None });
+    groups.into_iter().flatten().filter_map(|(name, value)| match value {
+        Value::Text(text) => Some((name.as_ref(), text.as_ref())),
+        _ => None,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::document;

@@ -4,6 +4,7 @@
 pub mod allocation;
 pub mod assessment;
 pub mod budget;
+pub mod compliance;
 pub mod condition;
 pub mod document;
 pub mod experiment;
@@ -12,6 +13,8 @@ pub mod holdout;
 pub mod layers;
 pub mod pacing;
 pub mod registry;
+pub mod reward;
+pub mod simulation;
 
 use crate::domain::interval::Interval;
 use crate::domain::money::Money;
@@ -200,6 +203,12 @@ impl Policy {
         self.budget
     }
 
+    /// The same policy with another budget, for a look at what that would do; its version is still that of the document.
+    #[must_use]
+    pub fn with_budget(self, budget: Budget) -> Self {
+        Self { budget: Some(budget), ..self }
+    }
+
     /// Who is kept from all of them.
     pub fn holdout(&self) -> Option<&Holdout> {
         self.holdout.as_ref()
@@ -208,6 +217,11 @@ impl Policy {
     /// Whether a customer is kept from intervention.
     pub fn holds_out(&self, customer_id: &str) -> bool {
         self.holdout.as_ref().is_some_and(|holdout| holdout.keeps(customer_id))
+    }
+
+    /// Whether it says what is lost with a customer.
+    pub fn has_value_at_stake(&self) -> bool {
+        self.value_at_stake.is_some()
     }
 
     /// Whether the score alone decides: then there is nothing to trace, and nothing else has to be known to decide again.
