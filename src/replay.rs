@@ -8,7 +8,7 @@ use crate::domain::policy::Policy;
 use crate::domain::policy::assessment::{Offer, REFUSED};
 use crate::domain::policy::document;
 use crate::http;
-use crate::ledger::{Extra, Inputs, Recorded};
+use crate::ledger::{Extra, Inputs, Reason, Recorded};
 use crate::model::{LoadOptions, Model, Runtime};
 
 /// What a decision was made again by: bundles and policies are loaded once.
@@ -76,6 +76,11 @@ impl<'r> Replay<'r> {
                 if extra.holdout != before.holdout {
                     differences.push(format!("holdout {:?} instead of {:?}", extra.holdout, before.holdout));
                 }
+                if told(&extra.reasons) != told(&before.reasons) {
+                    let count = |reasons: &Option<Vec<Reason>>| reasons.as_ref().map_or(0, Vec::len);
+                    let [again, before] = [count(&extra.reasons), count(&before.reasons)];
+                    differences.push(format!("reasons: {again} that are not the {before} on record"));
+                }
                 if extra.rules != before.rules {
                     let [again, before] =
                         [&extra.rules, &before.rules].map(|rules| rules.as_deref().unwrap_or_default().join(" "));
@@ -133,13 +138,26 @@ impl<'r> Replay<'r> {
             true => assessment.hold_out(),
             false => assessment.choose(recorded.extra.shadow_price.unwrap_or(0.0), is_affordable),
         };
+        let mut extra = Extra::of(policy, assessment.tier, assessment.value_at_stake, &assessment.trace, &choice);
+        // How many the caller asked for may stand in the address: those on record, and never fewer than the tier wants.
+        let tier = &policy.tiers()[assessment.tier];
+        let wanted = recorded.extra.reasons.as_ref().map_or(0, Vec::len).max(tier.explain);
+        if wanted > 0 {
+            let found = model.explain(&row).map_err(|error| error.to_string())?;
+            extra.reasons = Some(Reason::all(&model.book().explain(&found, &record.features, wanted)));
+        }
         Ok(Again {
             score: score.value(),
-            tier: policy.tiers()[assessment.tier].name.clone(),
+            tier: tier.name.clone(),
             action: policy.interventions()[choice.intervention].action.clone(),
-            extra: Extra::of(policy, assessment.tier, assessment.value_at_stake, &assessment.trace, &choice),
+            extra,
         })
     }
+}
+
+/// Reasons to the last bit.
+fn told(reasons: &Option<Vec<Reason>>) -> Vec<(&str, u64)> {
+    reasons.iter().flatten().map(|reason| (reason.code.as_str(), reason.shap.to_bits())).collect()
 }
 
 impl std::fmt::Debug for Replay<'_> {

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use smallvec::smallvec;
 
 use super::account::Reserved;
+use super::reasons::explain;
 use super::serving::{Candidate, Serving, Trial, Who};
 use super::shadow::Row;
 use super::{Engine, Error};
@@ -321,7 +322,11 @@ impl Engine {
 /// Writes the champion's row of `record`, and gives what the policy wants to know of it.
 ///
 /// Errors: every violation of the dictionary and of what the policy declares.
-fn encode<'v>(serving: &'v Serving, record: &'v Record, row: &mut [f32]) -> Result<Values<'v>, Vec<Violation>> {
+pub(super) fn encode<'v>(
+    serving: &'v Serving,
+    record: &'v Record,
+    row: &mut [f32],
+) -> Result<Values<'v>, Vec<Violation>> {
     let encoded = serving.model.schema().vectorize(&record.features, row);
     match (encoded, serving.champion.binding.read(record)) {
         (Ok(()), Ok(values)) => Ok(values),
@@ -334,34 +339,20 @@ fn encode<'v>(serving: &'v Serving, record: &'v Record, row: &mut [f32]) -> Resu
     }
 }
 
-fn candidate(serving: &Serving, arm: Arm) -> &Candidate {
+pub(super) fn candidate(serving: &Serving, arm: Arm) -> &Candidate {
     match (arm, &serving.idle) {
         (Arm::Challenger, Some(idle)) => idle,
         _ => &serving.champion,
     }
 }
 
-/// Adds the reasons that are wanted: by the caller. A policy that wants some for its tiers is to be asked here.
-fn explain(serving: &Serving, record: &Record, row: &[f32], decision: &mut Decision) -> Result<(), Error> {
-    let wanted = record.reasons;
-    if wanted == 0 {
-        return Ok(());
-    }
-    let model = &candidate(serving, decision.arm).model;
-    let found = match decision.arm {
-        Arm::Challenger if !serving.reads_same_row() => {
-            let mut own: Row = smallvec![0.0; model.schema().columns()];
-            model.schema().vectorize(&record.features, &mut own).map_err(Error::Invalid)?;
-            model.explain(&own)?
-        }
-        _ => model.explain(row)?,
-    };
-    decision.explanation = Some(Arc::new(model.book().explain(&found, &record.features, wanted)));
-    Ok(())
-}
-
 /// The challenger's own score: by its own dictionary, where that is another one.
-fn score_by(challenger: &Candidate, serving: &Serving, record: &Record, row: &[f32]) -> Result<Score, Error> {
+pub(super) fn score_by(
+    challenger: &Candidate,
+    serving: &Serving,
+    record: &Record,
+    row: &[f32],
+) -> Result<Score, Error> {
     if serving.reads_same_row() {
         return Ok(challenger.model.score(row)?);
     }

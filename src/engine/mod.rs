@@ -8,6 +8,7 @@ mod error;
 mod moves;
 mod opening;
 mod past;
+mod reasons;
 mod rollout;
 mod serving;
 mod shadow;

@@ -77,7 +77,7 @@ async fn answer(
     let record =
         extract::record(value, top, |record| shared.engine.violations(&serving, record)).map_err(Problem::invalid)?;
     let parse = begun.elapsed();
-    let (decision, stages, receipt) = if record.reasons > 0 && !serving.explains_quickly() {
+    let (decision, stages, receipt) = if shared.engine.takes_long(&serving, &record, addressed) {
         decide_aside(&shared, &serving, &body, top, addressed).await?
     } else {
         shared.engine.decide(&serving, &record, &body, addressed)?

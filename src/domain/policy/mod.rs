@@ -88,6 +88,8 @@ pub struct Tier {
     /// What its customers are offered with the objective `tier`: the first of these interventions that a customer may have, by their
     /// places. Empty with another objective.
     pub preferences: Vec<usize>,
+    /// How many reasons each of its decisions has, whoever asks; 0 where only the caller says.
+    pub explain: usize,
 }
 
 /// Customers for whom something is otherwise.
@@ -216,6 +218,11 @@ impl Policy {
     /// What a tier offers first, where the tier decides.
     pub fn first_of(&self, tier: &Tier) -> Option<&Intervention> {
         tier.preferences.first().and_then(|place| self.interventions.get(*place))
+    }
+
+    /// Whether it wants reasons for some of its tiers.
+    pub fn explains(&self) -> bool {
+        self.tiers.iter().any(|tier| tier.explain > 0)
     }
 
     /// The place of the one segment that a customer belongs to, if any.
