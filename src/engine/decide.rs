@@ -24,7 +24,7 @@ use crate::ledger::Receipt;
 use crate::model;
 
 /// Rows that are scored as one run of a graph: enough to gain from it, few enough to stay in the cache.
-const BATCH_ROWS: usize = 512;
+pub(super) const BATCH_ROWS: usize = 512;
 
 /// Decisions on many records.
 #[derive(Debug)]
@@ -314,6 +314,7 @@ impl Engine {
             value_at_stake: assessment.value_at_stake,
             trace: assessment.trace,
             explanation: None,
+            counterfactuals: None,
         };
         (decision, reserved)
     }

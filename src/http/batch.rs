@@ -84,11 +84,11 @@ async fn answer(
     let serving = shared.engine.serving(model)?;
     let media_type = extract::media_type(&headers, &[extract::JSON, extract::NDJSON])?;
     let addressed = extract::arm(&shared, &headers)?;
-    let top = extract::top(asked)?;
+    let wanted = extract::wanted(asked)?;
     let permit = shared.long_work()?;
     // The outermost layer made sure that there is one.
     let request_id = headers.get(REQUEST_ID).cloned().unwrap_or_else(|| HeaderValue::from_static("-"));
-    let job = Job { request_id, shared, serving, addressed, top };
+    let job = Job { request_id, shared, serving, addressed, wanted };
     let mut response = if media_type == extract::NDJSON {
         Response::new(job.stream(body, permit))
     } else {
@@ -114,8 +114,8 @@ struct Job {
     shared: Shared,
     serving: Arc<Serving>,
     addressed: Option<Arm>,
-    /// How many reasons the address asks for.
-    top: Option<usize>,
+    /// What the address asks for.
+    wanted: extract::Wanted,
 }
 
 impl Job {
@@ -210,7 +210,7 @@ impl Job {
             return Err(row_too_large(limits.body_bytes_max));
         }
         let value = json::parse(row, limits.depth_max)?;
-        extract::record(value, self.top, |record| self.shared.engine.violations(&self.serving, record))
+        extract::record(value, self.wanted, |record| self.shared.engine.violations(&self.serving, record))
             .map_err(Problem::invalid)
     }
 

@@ -188,7 +188,8 @@ pub fn contract_yaml(admin: bool) -> String {
 /// Errors: why it is none, without a piece of it.
 pub fn read_record(body: &[u8]) -> Result<crate::domain::record::Record<'_>, String> {
     let value = json::parse(body, 64).map_err(|_| "its inputs are not JSON".to_owned())?;
-    extract::record(value, None, |_| Vec::new()).map_err(|_| "its inputs are no customer".to_owned())
+    extract::record(value, extract::Wanted::default(), |_| Vec::new())
+        .map_err(|_| "its inputs are no customer".to_owned())
 }
 
 /// Every route of the data plane that the contract tells of.

@@ -6,7 +6,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::problem;
-use super::wire_reasons::{Base, Reason};
+use super::wire_reasons::{Base, Counterfactual, Reason};
 use crate::domain::{decision, policy};
 use crate::engine;
 
@@ -26,6 +26,9 @@ pub(super) struct Customer {
     /// Whether to give the reasons of the score: 3 of them, or as many as the query says by `top`.
     #[schema(required = false)]
     explain: Option<bool>,
+    /// How many counterfactuals to look for, unless the query says it.
+    #[schema(required = false, minimum = 0, maximum = 10)]
+    counterfactuals: Option<u8>,
 }
 
 /// The contract of `context`; a derive has no word for its bound.
@@ -96,6 +99,11 @@ pub(super) struct Decision<'d> {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     reasons: Option<Vec<Reason<'d>>>,
+    /// What would lower the tier: all with the same, least number of changes, the nearest first; empty where nothing was found. Only
+    /// where they were asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    counterfactuals: Option<Vec<Counterfactual<'d>>>,
 }
 
 /// An action with what it costs and what it is expected to do.
@@ -295,6 +303,10 @@ impl<'d> Decision<'d> {
             policy_version: decision.policy.version(),
             base: decision.explanation.as_deref().map(Base::new),
             reasons: decision.explanation.as_deref().map(Reason::all),
+            counterfactuals: decision
+                .counterfactuals
+                .as_deref()
+                .map(|found| Counterfactual::all(found, &decision.policy)),
         }
     }
 }

@@ -4,6 +4,7 @@
 mod batch;
 mod bundle;
 mod contract;
+mod counterfactuals;
 mod health;
 mod ledger;
 mod limits;

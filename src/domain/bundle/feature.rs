@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::protected::why_protected;
+
 /// The most features that one model may have.
 pub const FEATURES_MAX: usize = 1_024;
 /// The most columns that one model's input may have.
@@ -42,6 +44,9 @@ pub struct Feature {
     pub missing: Missing,
     /// The age in hours from which the value counts as stale.
     pub freshness_hours: u32,
+    /// What can be changed about it for a customer's good; without it, nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub actionable: Option<Actionable>,
     /// How it is told as a reason; without it, by its name and description.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<Reason>,
@@ -57,6 +62,20 @@ pub struct Reason {
     pub raises: String,
     /// The sentence where it lowers the score; 1 to 200 characters.
     pub lowers: String,
+}
+
+/// How a feature can be changed for a customer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Actionable {
+    /// To any other legal value.
+    Any,
+    /// Numbers only: to a lower one.
+    Lower,
+    /// Numbers only: to a higher one.
+    Raise,
+    /// Categories only: from any of these, two at least, to any other of these. Who has another one keeps it.
+    Between(Vec<String>),
 }
 
 /// The type of a feature's values.
@@ -147,6 +166,29 @@ impl Feature {
                 if !(1..=200).contains(&text.chars().count()) || text.chars().any(char::is_control) {
                     broken("`reason.raises` and `reason.lowers` are sentences of 1 to 200 characters".to_owned());
                 }
+            }
+        }
+        if let Some(actionable) = &self.actionable {
+            let known = |name: &String| self.categories.as_ref().is_some_and(|known| known.contains_key(name));
+            let is_legal = match (actionable, self.kind) {
+                (Actionable::Any, _) => true,
+                (Actionable::Lower | Actionable::Raise, kind) => kind != Kind::Category,
+                (Actionable::Between(names), kind) => {
+                    let is_repeated = |at: usize| names[..at].contains(&names[at]);
+                    kind == Kind::Category
+                        && names.len() >= 2
+                        && names.iter().all(known)
+                        && !(0..names.len()).any(is_repeated)
+                }
+            };
+            if !is_legal {
+                broken(
+                    "`actionable` is \"any\"; for numbers also \"lower\" or \"raise\"; for categories also {\"between\": […]} with at least two of them"
+                        .to_owned(),
+                );
+            }
+            if let Some(why) = why_protected(name) {
+                broken(format!("is {why}: it is not `actionable`, with a waiver or without"));
             }
         }
         match self.kind {

@@ -275,6 +275,7 @@ mod tests {
             features: vec![("Contract".into(), Value::Text(contract.into())), ("tenure".into(), Value::Number(tenure))],
             context: context.into_iter().map(|(name, value)| (name.into(), value)).collect(),
             reasons: 0,
+            counterfactuals: 0,
         }
     }
 
