@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 
 use crate::domain::policy::Policy;
-use crate::domain::policy::assessment::{Offer, REFUSED};
+use crate::domain::policy::assessment::{ALLOCATED, Offer, REFUSED};
 use crate::domain::policy::document;
 use crate::http;
 use crate::ledger::{Extra, Inputs, Reason, Recorded};
@@ -25,6 +25,9 @@ pub struct Replay<'r> {
 pub enum Outcome {
     /// As it was, to the last bit.
     Same,
+    /// As it was, to the last bit, but for the choice: that was made for a whole batch, to spend one budget over it, and is taken from the
+    /// record. It is one that could be made.
+    Given,
     /// Differently, and how.
     Different(String),
     /// Not at all, and why.
@@ -37,6 +40,8 @@ struct Again {
     tier: String,
     action: String,
     extra: Extra,
+    /// Whether the choice was taken from the record.
+    given: bool,
 }
 
 impl<'r> Replay<'r> {
@@ -49,7 +54,7 @@ impl<'r> Replay<'r> {
     pub fn run(&mut self, recorded: &Recorded) -> Outcome {
         match self.decide(recorded) {
             Err(why) => Outcome::Impossible(why),
-            Ok(Again { score, tier, action, extra }) => {
+            Ok(Again { score, tier, action, extra, given }) => {
                 let mut differences = Vec::new();
                 if score.to_bits() != recorded.score.to_bits() {
                     differences.push(format!("score {score} instead of {}", recorded.score));
@@ -86,7 +91,11 @@ impl<'r> Replay<'r> {
                         [&extra.rules, &before.rules].map(|rules| rules.as_deref().unwrap_or_default().join(" "));
                     differences.push(format!("rules {again} instead of {before}"));
                 }
-                if differences.is_empty() { Outcome::Same } else { Outcome::Different(differences.join(", ")) }
+                match (differences.is_empty(), given) {
+                    (true, false) => Outcome::Same,
+                    (true, true) => Outcome::Given,
+                    (false, _) => Outcome::Different(differences.join(", ")),
+                }
             }
         }
     }
@@ -134,9 +143,16 @@ impl<'r> Replay<'r> {
             recorded.extra.rules.iter().flatten().filter_map(|rule| rule.strip_prefix(REFUSED)).collect();
         let is_affordable =
             |offer: &Offer| !refused.contains(&policy.interventions()[offer.intervention].action.as_str());
-        let choice = match policy.holds_out(&record.customer_id) {
-            true => assessment.hold_out(),
-            false => assessment.choose(recorded.extra.shadow_price.unwrap_or(0.0), is_affordable),
+        let shadow_price = recorded.extra.shadow_price.unwrap_or(0.0);
+        let allocated = recorded.extra.rules.iter().flatten().any(|rule| rule == ALLOCATED);
+        let choice = if policy.holds_out(&record.customer_id) {
+            assessment.hold_out()
+        } else if allocated {
+            // What else was in the batch is not known here. That it could be chosen at all, what it costs and what it is worth is derived.
+            let place = policy.interventions().iter().position(|known| known.action == recorded.action);
+            assessment.allocate(place.unwrap_or_default(), shadow_price)
+        } else {
+            assessment.choose(shadow_price, is_affordable)
         };
         let mut extra = Extra::of(policy, assessment.tier, assessment.value_at_stake, &assessment.trace, &choice);
         // How many the caller asked for may stand in the address: those on record, and never fewer than the tier wants.
@@ -151,6 +167,7 @@ impl<'r> Replay<'r> {
             tier: tier.name.clone(),
             action: policy.interventions()[choice.intervention].action.clone(),
             extra,
+            given: choice.allocated,
         })
     }
 }

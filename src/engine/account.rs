@@ -79,6 +79,19 @@ pub(super) struct Reserved {
 }
 
 impl Reserved {
+    /// Takes `cost` out of it, for one decision of many; `None` where there is less.
+    pub(super) fn split(&mut self, cost: Money) -> Option<Self> {
+        let cost = cost.micros();
+        self.cost = self.cost.checked_sub(cost).filter(|left| *left >= 0)?;
+        self.span.wanted.fetch_add(cost, Ordering::Relaxed);
+        Some(Self { span: self.span.clone(), cost })
+    }
+
+    /// How much it is.
+    pub(super) fn amount(&self) -> Money {
+        Money::from_micros(self.cost)
+    }
+
     /// The decision is with the ledger: the money is spent, whatever comes.
     pub(super) fn keep(mut self) {
         self.cost = 0;
@@ -141,7 +154,7 @@ impl Account {
         self.span.load().ms == (0..u64::MAX)
     }
 
-    fn shadow_price(&self) -> f64 {
+    pub(super) fn shadow_price(&self) -> f64 {
         f64::from_bits(self.price.load(Ordering::Relaxed))
     }
 
@@ -173,6 +186,18 @@ impl Account {
             reserved.is_some()
         });
         (choice, reserved)
+    }
+
+    /// Sets aside what is left, at most `up_to`, for many decisions at once; `None` where the books of that time are closed.
+    pub(super) fn set_aside(&self, up_to: Money, at_ms: u64) -> Option<Reserved> {
+        let span = self.span_at(at_ms)?;
+        let mut cost = 0;
+        let within = |spent: i64| {
+            cost = up_to.less(Money::ZERO).min(self.budget.amount.less(Money::from_micros(spent))).micros();
+            Some(spent + cost)
+        };
+        let _ = span.spent.fetch_update(Ordering::Relaxed, Ordering::Relaxed, within);
+        Some(Reserved { span, cost })
     }
 
     /// Moves the price with the time and with what was wanted.

@@ -2,6 +2,8 @@
 //! comes up once, and both see one snapshot of what is in service.
 
 mod account;
+mod allotment;
+mod batch;
 mod decide;
 mod dry_run;
 mod error;
@@ -23,7 +25,9 @@ use std::time::SystemTime;
 use arc_swap::ArcSwap;
 
 pub use account::Balance;
-pub use decide::{Batch, Stages};
+pub use allotment::Allotted;
+pub use batch::Batch;
+pub use decide::Stages;
 pub use error::Error;
 pub use moves::{Ask, Moved, Standing, Verb, Warm};
 pub use rollout::Options;

@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use smallvec::{SmallVec, smallvec};
 
-use super::decide::{BATCH_ROWS, candidate, encode, score_by};
+use super::batch::BATCH_ROWS;
+use super::decide::{candidate, encode, score_by};
 use super::serving::{Candidate, Serving};
 use super::shadow::Row;
 use super::{Engine, Error};

@@ -7,9 +7,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::account::{Account, Reserved};
+use super::allotment::Purse;
 use super::watch::Watch;
 use crate::domain::assignment;
 use crate::domain::decision::Arm;
+use crate::domain::money::Money;
 use crate::domain::policy::Policy;
 use crate::domain::policy::assessment::{Assessment, Choice};
 use crate::domain::policy::condition::Domain;
@@ -100,6 +102,22 @@ impl Serving {
             None => (assessment.choose(0.0, |_| true), None),
             Some(account) => account.choose(assessment, at_ms),
         }
+    }
+
+    /// Sets `budget` aside for a batch, or what the policy's own has left of it.
+    pub(super) fn set_aside(&self, budget: Money, at_ms: u64) -> Purse {
+        match &self.account {
+            None => Purse::new(budget, None),
+            Some(account) => match account.set_aside(budget, at_ms) {
+                None => Purse::empty(),
+                reserved => Purse::new(budget, reserved),
+            },
+        }
+    }
+
+    /// By how much money of the policy's budget is dearer than itself now.
+    pub(super) fn shadow_price(&self) -> f64 {
+        self.account.as_ref().map_or(0.0, |account| account.shadow_price())
     }
 
     /// Whether there is a second model that can be addressed.

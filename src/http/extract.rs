@@ -14,6 +14,7 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use super::Shared;
 use super::problem::{Code, Problem};
 use crate::domain::decision::Arm;
+use crate::domain::money::Money;
 use crate::domain::nearest::nearest;
 use crate::domain::policy::fit::audit_violations;
 use crate::domain::reason::counterfactual::COUNTERFACTUALS_MAX;
@@ -28,6 +29,8 @@ pub(super) const NDJSON: &str = "application/x-ndjson";
 
 /// The longest customer id, in characters.
 pub(super) const CUSTOMER_ID_MAX: usize = 128;
+/// The greatest budget of a batch, in currency units: as of a policy.
+const BUDGET_MAX: f64 = 1e9;
 /// The most entries of a context.
 pub(super) const CONTEXT_MAX: usize = 64;
 
@@ -204,8 +207,25 @@ pub(super) struct Asked {
     counterfactuals: Option<usize>,
 }
 
+/// The query of batches.
+#[derive(Debug, Clone, Default, serde::Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct AskedOfMany {
+    /// As of one customer, for every row.
+    #[param(required = false, nullable = false, minimum = 1, maximum = 50)]
+    top: Option<usize>,
+    /// As of one customer, for every row.
+    #[param(required = false, nullable = false, minimum = 1, maximum = 10)]
+    counterfactuals: Option<usize>,
+    /// What all interventions of this array may cost together, in the currency of the policy: it is spent where it is expected to be worth
+    /// most, and never more than the budget of the policy has left. Only for policies that know a value at stake, and not for NDJSON.
+    #[param(value_type = f64, required = false, nullable = false, minimum = 0, maximum = 1_000_000_000, example = 1000.00)]
+    budget: Option<String>,
+}
+
 /// The query as axum gives it to a handler.
-pub(super) type Query = Result<axum::extract::Query<Asked>, QueryRejection>;
+pub(super) type Query<Q> = Result<axum::extract::Query<Q>, QueryRejection>;
 
 /// What the address asks for beside a decision.
 #[derive(Debug, Clone, Copy, Default)]
@@ -215,8 +235,26 @@ pub(super) struct Wanted {
 }
 
 /// What the address asks for.
-pub(super) fn wanted(query: Query) -> Result<Wanted, Problem> {
+pub(super) fn wanted(query: Query<Asked>) -> Result<Wanted, Problem> {
     let axum::extract::Query(Asked { top, counterfactuals }) = query?;
+    legal(top, counterfactuals)
+}
+
+/// What the address of a batch asks for, and the budget that it gives.
+pub(super) fn wanted_of_many(query: Query<AskedOfMany>) -> Result<(Wanted, Option<Money>), Problem> {
+    let axum::extract::Query(AskedOfMany { top, counterfactuals, budget }) = query?;
+    let wanted = legal(top, counterfactuals)?;
+    let Some(text) = budget else { return Ok((wanted, None)) };
+    match Money::parse(&text).filter(|money| (0.0..=BUDGET_MAX).contains(&money.units())) {
+        Some(budget) => Ok((wanted, Some(budget))),
+        None => {
+            let expected = format!("an amount from 0 to {BUDGET_MAX}, with at most six decimals");
+            Err(Problem::invalid(vec![Violation::new("/budget", violation::Code::OutOfRange, expected)]))
+        }
+    }
+}
+
+fn legal(top: Option<usize>, counterfactuals: Option<usize>) -> Result<Wanted, Problem> {
     let mut violations = Vec::new();
     for (name, asked, most) in [("/top", top, REASONS_MAX), ("/counterfactuals", counterfactuals, COUNTERFACTUALS_MAX)]
     {

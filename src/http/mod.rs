@@ -17,6 +17,7 @@ mod server;
 mod slots;
 mod trace;
 mod wire;
+mod wire_batch;
 mod wire_reasons;
 mod wire_records;
 mod wire_slots;

@@ -29,7 +29,7 @@ use crate::engine::{self, Receipt, Serving, Stages};
 )]
 pub(super) async fn score(
     state: State<Shared>,
-    asked: extract::Query,
+    asked: extract::Query<extract::Asked>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response<Body>, Problem> {
@@ -51,7 +51,7 @@ pub(super) async fn score(
 pub(super) async fn score_with_model(
     state: State<Shared>,
     model: Result<Path<String>, PathRejection>,
-    asked: extract::Query,
+    asked: extract::Query<extract::Asked>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response<Body>, Problem> {
@@ -61,7 +61,7 @@ pub(super) async fn score_with_model(
 async fn answer(
     State(shared): State<Shared>,
     model: Option<&str>,
-    asked: extract::Query,
+    asked: extract::Query<extract::Asked>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response<Body>, Problem> {

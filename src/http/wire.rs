@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::problem;
 use super::wire_reasons::{Base, Counterfactual, Reason};
 use crate::domain::{decision, policy};
 use crate::engine;
@@ -148,25 +147,6 @@ pub(super) struct Model<'d> {
 pub(super) enum Arm {
     Champion,
     Challenger,
-}
-
-/// The answer to a batch: one item per row, in order.
-#[derive(Serialize, ToSchema)]
-#[schema(as = Batch)]
-pub(super) struct Batch<'d> {
-    /// A decision, or the row's own problem. A decision has a `decision_id`, a problem has a `status`.
-    results: Vec<Item<'d>>,
-}
-
-/// A decision, or the row's own problem.
-#[derive(Serialize, ToSchema)]
-#[serde(untagged)]
-#[schema(as = Item)]
-pub(super) enum Item<'d> {
-    /// The row was decided on.
-    Decision(Decision<'d>),
-    /// It was not, and why.
-    Problem(problem::Document<'d>),
 }
 
 /// The models in service.

@@ -69,6 +69,8 @@ pub struct Choice {
     pub priced_out: bool,
     /// Whether the customer is kept from intervention.
     pub holdout: bool,
+    /// Whether it was chosen with those for all other rows of a batch, to spend one budget over them.
+    pub allocated: bool,
 }
 
 /// Interventions that there was no money for.
@@ -96,6 +98,8 @@ impl Choice {
 
 /// The rule that tells of an intervention that there was no money for; its action follows.
 pub const REFUSED: &str = "budget:refused:";
+/// The rule that tells of a choice that was made for a whole batch, to spend one budget over it.
+pub const ALLOCATED: &str = "budget:allocation";
 
 impl Policy {
     /// What could be done about a customer with this score, of whom `values` are known.
@@ -175,6 +179,8 @@ impl Policy {
         let first = self.preferences(segment, tier).first();
         if choice.holdout {
             rules.push("holdout".to_owned());
+        } else if choice.allocated {
+            rules.push(ALLOCATED.to_owned());
         } else if self.objective == Objective::Tier && first.is_some_and(|first| *first != choice.intervention) {
             rules.push(format!("fallback:{}", self.interventions[choice.intervention].action));
         }
@@ -216,6 +222,13 @@ impl Assessment {
         Choice { holdout: true, ..self.choice(None) }
     }
 
+    /// The choice of an allocation over many customers, at the shadow price of that moment: nothing, where this intervention is not
+    /// offered or not worth its cost.
+    pub fn allocate(&self, intervention: usize, shadow_price: f64) -> Choice {
+        let is_it = |offer: &&Offer| offer.intervention == intervention && offer.gain > offer.cost.units();
+        Choice { allocated: true, shadow_price, ..self.choice(self.offers.iter().find(is_it)) }
+    }
+
     fn choice(&self, offer: Option<&Offer>) -> Choice {
         let nothing = Offer { intervention: 0, cost: Money::ZERO, gain: 0.0 };
         let offer = offer.unwrap_or(&nothing);
@@ -227,6 +240,7 @@ impl Assessment {
             shadow_price: 0.0,
             priced_out: false,
             holdout: false,
+            allocated: false,
         }
     }
 

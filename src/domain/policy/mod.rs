@@ -200,6 +200,11 @@ impl Policy {
         self.budget
     }
 
+    /// Whether it says what is lost with a customer, so that interventions can be compared by what they bring.
+    pub fn knows_value(&self) -> bool {
+        self.value_at_stake.is_some()
+    }
+
     /// Who is kept from all of them.
     pub fn holdout(&self) -> Option<&Holdout> {
         self.holdout.as_ref()
