@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 
 use crate::domain::policy::Policy;
-use crate::domain::policy::assessment::{ALLOCATED, Offer, REFUSED};
+use crate::domain::policy::assessment::{ALLOCATED, FULL, Offer, REFUSED};
 use crate::domain::policy::document;
 use crate::http;
 use crate::ledger::{Extra, Inputs, Reason, Recorded};
@@ -139,13 +139,15 @@ impl<'r> Replay<'r> {
         let assessment = policy.assess(score, &values);
         // What there was no money for then is among the rules on record: the same offers are refused, whatever the choice was. Where one
         // of them would not have come up, or one comes up that did, the rules differ.
-        let refused: Vec<&str> =
-            recorded.extra.rules.iter().flatten().filter_map(|rule| rule.strip_prefix(REFUSED)).collect();
-        let is_affordable =
-            |offer: &Offer| !refused.contains(&policy.interventions()[offer.intervention].action.as_str());
+        let told = |prefix: &str, intervention: usize| {
+            let action = policy.interventions()[intervention].action.as_str();
+            recorded.extra.rules.iter().flatten().any(|rule| rule.strip_prefix(prefix) == Some(action))
+        };
+        let has_place = |intervention: usize| !told(FULL, intervention);
+        let is_affordable = |offer: &Offer| has_place(offer.intervention) && !told(REFUSED, offer.intervention);
         let shadow_price = recorded.extra.shadow_price.unwrap_or(0.0);
         let allocated = recorded.extra.rules.iter().flatten().any(|rule| rule == ALLOCATED);
-        let choice = if policy.holds_out(&record.customer_id) {
+        let mut choice = if policy.holds_out(&record.customer_id) {
             assessment.hold_out()
         } else if allocated {
             // What else was in the batch is not known here. That it could be chosen at all, what it costs and what it is worth is derived.
@@ -154,6 +156,12 @@ impl<'r> Replay<'r> {
         } else {
             assessment.choose(shadow_price, is_affordable)
         };
+        for offer in assessment.offers.iter().filter(|offer| !has_place(offer.intervention)) {
+            // In an allocation whatever is offered may come up; otherwise what was refused did.
+            if choice.allocated || choice.refused.contains(offer.intervention) {
+                choice.full.add(offer.intervention);
+            }
+        }
         let mut extra = Extra::of(policy, assessment.tier, assessment.value_at_stake, &assessment.trace, &choice);
         // How many the caller asked for may stand in the address: those on record, and never fewer than the tier wants.
         let tier = &policy.tiers()[assessment.tier];

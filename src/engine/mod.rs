@@ -4,6 +4,7 @@
 mod account;
 mod allotment;
 mod batch;
+mod capacity;
 mod decide;
 mod dry_run;
 mod error;
@@ -27,6 +28,7 @@ use arc_swap::ArcSwap;
 pub use account::Balance;
 pub use allotment::Allotted;
 pub use batch::Batch;
+pub use capacity::Occupancy;
 pub use decide::Stages;
 pub use error::Error;
 pub use moves::{Ask, Moved, Standing, Verb, Warm};

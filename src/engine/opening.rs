@@ -4,6 +4,7 @@
 use std::sync::{Arc, Mutex};
 
 use super::account::Account;
+use super::capacity::Capacities;
 use super::shelf;
 use super::slots::{Deck, Held, SERVICE, place};
 use super::{Engine, Entry, Error};
@@ -32,6 +33,8 @@ impl Deck {
         };
         let account = Account::open(&held.policy, &name, engine.ledger.as_ref(), engine.now_ms(), None)?;
         held.account = account.map(Arc::new);
+        let capacities = Capacities::open(&held.policy, &name, engine.ledger.as_ref(), engine.now_ms(), None)?;
+        held.capacities = capacities.map(Arc::new);
         Ok(Self { name, held: Mutex::new(held), staging: Mutex::new(None) })
     }
 

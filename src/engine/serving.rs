@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use super::account::{Account, Reserved};
 use super::allotment::Purse;
+use super::capacity::{Capacities, Full, Place};
 use super::watch::Watch;
 use crate::domain::assignment;
 use crate::domain::decision::Arm;
 use crate::domain::money::Money;
 use crate::domain::policy::Policy;
-use crate::domain::policy::assessment::{Assessment, Choice};
+use crate::domain::policy::assessment::{Assessment, Choice, Offer, Refused};
 use crate::domain::policy::condition::Domain;
 use crate::domain::policy::condition::Known;
 use crate::domain::policy::fit::Binding;
@@ -69,6 +70,8 @@ pub struct Serving {
     pub policy: Arc<Policy>,
     /// Of the budget of the policy, where it has one.
     account: Option<Arc<Account>>,
+    /// Of the interventions of the policy, where some have a bound.
+    capacities: Option<Arc<Capacities>>,
     pub(super) champion: Candidate,
     /// The model in the other slot, for who addresses it.
     pub(super) idle: Option<Candidate>,
@@ -77,15 +80,16 @@ pub struct Serving {
 }
 
 impl Serving {
-    /// `champion` under `policy`, with the model of the other slot and its trial.
+    /// `champion` under `policy` and its bounds, with the model of the other slot and its trial.
     pub(super) fn new(
         champion: Candidate,
         policy: Arc<Policy>,
         account: Option<Arc<Account>>,
+        capacities: Option<Arc<Capacities>>,
         idle: Option<Candidate>,
         trial: Option<Arc<Trial>>,
     ) -> Self {
-        Self { model: champion.model.clone(), policy, account, champion, idle, trial }
+        Self { model: champion.model.clone(), policy, account, capacities, champion, idle, trial }
     }
 
     /// The entries of the context that the policy declares.
@@ -93,15 +97,34 @@ impl Serving {
         self.champion.binding.declared()
     }
 
-    /// What a customer is offered, and the money that is set aside for it.
+    /// What a customer is offered, with the money that is set aside and the place that is taken for it.
     pub(super) fn choose(&self, assessment: &Assessment, customer_id: &str, at_ms: u64) -> (Choice, Option<Reserved>) {
         if self.policy.holds_out(customer_id) {
             return (assessment.hold_out(), None);
         }
-        match &self.account {
-            None => (assessment.choose(0.0, |_| true), None),
-            Some(account) => account.choose(assessment, at_ms),
-        }
+        let (mut full, mut place) = (Refused::default(), None);
+        let has_place = |offer: &Offer| match self.take_place(offer.intervention, at_ms) {
+            Ok(taken) => {
+                place = taken;
+                true
+            }
+            Err(Full) => {
+                full.add(offer.intervention);
+                false
+            }
+        };
+        let (choice, money) = match &self.account {
+            None => (assessment.choose(0.0, has_place), None),
+            Some(account) => account.choose(assessment, at_ms, has_place),
+        };
+        // What had a place and no money is not what was chosen.
+        let place = place.filter(|place: &Place| place.intervention == choice.intervention);
+        (Choice { full, ..choice }, Reserved::with(money, place))
+    }
+
+    /// Takes a place for a customer, where the intervention has a bound.
+    pub(super) fn take_place(&self, intervention: usize, at_ms: u64) -> Result<Option<Place>, Full> {
+        self.capacities.as_ref().map_or(Ok(None), |capacities| capacities.take(intervention, at_ms))
     }
 
     /// Sets `budget` aside for a batch, or what the policy's own has left of it.

@@ -77,7 +77,8 @@ pub(super) struct Decision<'d> {
     value_at_stake: Option<f64>,
     /// The rules that led to the intervention: `segment:NAME`, `eligibility:ACTION:FIELD` (not offered, since this condition does not
     /// hold), `budget:refused:ACTION` (there was no money left for it), `budget:shadow_price` (it is not worth it while money is that
-    /// dear), `holdout`, `fallback:ACTION`, `objective:NAME`. Absent where the policy only looks at the score.
+    /// dear), `capacity:refused:ACTION` (no place was left in its period), `budget:allocation` (chosen to spend the budget of a batch),
+    /// `holdout`, `fallback:ACTION`, `objective:NAME`. Absent where the policy only looks at the score.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schema(required = false, example = json!(["segment:new-monthly", "objective:expected_value"]))]
     rules: Vec<String>,

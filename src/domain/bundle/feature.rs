@@ -243,3 +243,37 @@ impl Feature {
         problems
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_can_be_changed_fits_the_type_and_is_never_protected() {
+        let dictionary: Vec<Feature> =
+            serde_json::from_str(include_str!("../../../tests/data/dictionary.json")).expect("a legal dictionary");
+        let with = |name: &str, way: &str| {
+            let feature = dictionary.iter().find(|feature| feature.name == name).expect("a feature");
+            let actionable: Option<Actionable> = serde_json::from_str(way).expect("a way");
+            Feature { actionable, ..feature.clone() }.problems().len()
+        };
+        for (name, way) in [("tenure", "\"raise\""), ("Charges", "\"lower\""), ("Contract", "\"any\"")] {
+            assert_eq!(with(name, way), 0, "{name} {way}");
+        }
+        assert_eq!(with("Contract", r#"{"between": ["One year", "Two year"]}"#), 0);
+        for (name, way) in [
+            ("Contract", "\"lower\""),
+            ("tenure", r#"{"between": ["One year", "Two year"]}"#),
+            ("Contract", r#"{"between": ["One year"]}"#),
+            ("Contract", r#"{"between": ["One year", "One year"]}"#),
+            ("Contract", r#"{"between": ["One year", "Three years"]}"#),
+        ] {
+            assert_eq!(with(name, way), 1, "{name} {way}");
+        }
+        let protected = Feature { name: "age".to_owned(), actionable: Some(Actionable::Any), ..dictionary[0].clone() };
+        assert_eq!(
+            protected.problems(),
+            ["feature \"age\": is a protected attribute: it is not `actionable`, with a waiver or without"]
+        );
+    }
+}

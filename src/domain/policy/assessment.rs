@@ -61,8 +61,10 @@ pub struct Choice {
     pub cost: Money,
     /// What it is expected to be worth: what it saves less what it costs. `None` where no value is at stake.
     pub expected_value: Option<f64>,
-    /// What would have been chosen, had there been money for it.
+    /// What would have been chosen, had there been money or a place for it.
     pub refused: Refused,
+    /// What of that had no place left.
+    pub full: Refused,
     /// By how much a unit of money was dearer than itself.
     pub shadow_price: f64,
     /// Whether something else would have been worth most, had money been no dearer than itself.
@@ -73,13 +75,13 @@ pub struct Choice {
     pub allocated: bool,
 }
 
-/// Interventions that there was no money for.
+/// Interventions that there was no money or no place for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Refused(u64);
 
 impl Refused {
-    /// By their places; the one that does nothing is never among them, so that sixty-four bits suffice.
-    fn add(&mut self, intervention: usize) {
+    /// Adds one by its place; the one that does nothing is never among them, so that sixty-four bits suffice.
+    pub fn add(&mut self, intervention: usize) {
         self.0 |= 1 << (intervention - 1);
     }
 
@@ -90,7 +92,7 @@ impl Refused {
 }
 
 impl Choice {
-    /// Whether something else would have been chosen, had there been money for it.
+    /// Whether something else would have been chosen, had there been money or a place for it.
     pub fn stepped_down(&self) -> bool {
         self.refused != Refused::default()
     }
@@ -98,6 +100,8 @@ impl Choice {
 
 /// The rule that tells of an intervention that there was no money for; its action follows.
 pub const REFUSED: &str = "budget:refused:";
+/// The rule that tells of an intervention that had no place left in its period; its action follows.
+pub const FULL: &str = "capacity:refused:";
 /// The rule that tells of a choice that was made for a whole batch, to spend one budget over it.
 pub const ALLOCATED: &str = "budget:allocation";
 
@@ -169,7 +173,9 @@ impl Policy {
             rules.push(format!("eligibility:{}:{field}", intervention.action));
         }
         for (place, intervention) in self.interventions.iter().enumerate() {
-            if choice.refused.contains(place) {
+            if choice.full.contains(place) {
+                rules.push(format!("{FULL}{}", intervention.action));
+            } else if choice.refused.contains(place) {
                 rules.push(format!("{REFUSED}{}", intervention.action));
             }
         }
@@ -237,6 +243,7 @@ impl Assessment {
             cost: offer.cost,
             expected_value: self.value_at_stake.map(|_| offer.gain - offer.cost.units()),
             refused: Refused::default(),
+            full: Refused::default(),
             shadow_price: 0.0,
             priced_out: false,
             holdout: false,

@@ -210,6 +210,11 @@ impl Policy {
         self.holdout.as_ref()
     }
 
+    /// Whether some intervention is only for so many customers in a time.
+    pub fn has_capacities(&self) -> bool {
+        self.interventions.iter().any(|intervention| intervention.capacity.is_some())
+    }
+
     /// Whether a customer is kept from intervention.
     pub fn holds_out(&self, customer_id: &str) -> bool {
         self.holdout.as_ref().is_some_and(|holdout| holdout.keeps(customer_id))
@@ -217,7 +222,8 @@ impl Policy {
 
     /// Whether the score alone decides: then there is nothing to trace, and nothing else has to be known to decide again.
     pub fn is_plain(&self) -> bool {
-        self.fields.is_empty() && self.value_at_stake.is_none() && self.budget.is_none() && self.holdout.is_none()
+        let is_bound = self.budget.is_some() || self.holdout.is_some() || self.has_capacities();
+        self.fields.is_empty() && self.value_at_stake.is_none() && !is_bound
     }
 
     /// What a tier offers first, where the tier decides.
