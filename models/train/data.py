@@ -117,7 +117,7 @@ TELCO_ACTIONABLE = {
             "OnlineSecurity", "OnlineBackup", "DeviceProtection", "TechSupport", "StreamingTV", "StreamingMovies",
         )
     },
-    "Contract": "any",
+    "Contract": {"steps": ["Month-to-month", "One year", "Two year"]},
     "PaperlessBilling": "any",
     "PaymentMethod": "any",
     "MonthlyCharges": "lower",

@@ -38,7 +38,7 @@ fn one_change_each(customer: &Value, bundle: &(Value, Value)) -> Vec<Value> {
         );
         let ends: Vec<Value> = match &feature["actionable"] {
             Value::Null => continue,
-            Value::Object(way) => way["between"].as_array().expect("a list").clone(),
+            Value::Object(way) => way.values().next().and_then(Value::as_array).expect("a list").clone(),
             _ if feature["type"] == "category" => {
                 feature["categories"].as_object().expect("categories").keys().map(|key| json!(key)).collect()
             }

@@ -76,6 +76,8 @@ pub enum Actionable {
     Raise,
     /// Categories only: from any of these, two at least, to any other of these. Who has another one keeps it.
     Between(Vec<String>),
+    /// The same, where each is a step from the one before: what lies between two of them counts.
+    Steps(Vec<String>),
 }
 
 /// The type of a feature's values.
@@ -173,7 +175,7 @@ impl Feature {
             let is_legal = match (actionable, self.kind) {
                 (Actionable::Any, _) => true,
                 (Actionable::Lower | Actionable::Raise, kind) => kind != Kind::Category,
-                (Actionable::Between(names), kind) => {
+                (Actionable::Between(names) | Actionable::Steps(names), kind) => {
                     let is_repeated = |at: usize| names[..at].contains(&names[at]);
                     kind == Kind::Category
                         && names.len() >= 2
@@ -183,7 +185,7 @@ impl Feature {
             };
             if !is_legal {
                 broken(
-                    "`actionable` is \"any\"; for numbers also \"lower\" or \"raise\"; for categories also {\"between\": […]} with at least two of them"
+                    "`actionable` is \"any\"; for numbers also \"lower\" or \"raise\"; for categories also {\"between\": […]} or {\"steps\": […]} with at least two of them"
                         .to_owned(),
                 );
             }
@@ -261,10 +263,11 @@ mod tests {
             assert_eq!(with(name, way), 0, "{name} {way}");
         }
         assert_eq!(with("Contract", r#"{"between": ["One year", "Two year"]}"#), 0);
+        assert_eq!(with("Contract", r#"{"steps": ["Month-to-month", "One year", "Two year"]}"#), 0);
         for (name, way) in [
             ("Contract", "\"lower\""),
             ("tenure", r#"{"between": ["One year", "Two year"]}"#),
-            ("Contract", r#"{"between": ["One year"]}"#),
+            ("Contract", r#"{"steps": ["One year"]}"#),
             ("Contract", r#"{"between": ["One year", "One year"]}"#),
             ("Contract", r#"{"between": ["One year", "Three years"]}"#),
         ] {

@@ -39,6 +39,8 @@ struct Lever {
 enum Ends {
     /// Any of these from any other of these, each with its share of the training data.
     Categories(Vec<(String, f64)>),
+    /// The same in an order, each with the share of the training data that is below the middle of it.
+    Steps(Vec<(String, f64)>),
     /// The edges of the baseline, on the sides that are allowed.
     Numbers { sides: &'static [Ordering], edges: Vec<f64>, quantiles: Quantiles },
 }
@@ -122,6 +124,12 @@ impl Levers {
                         add(Scalar::Text(from.clone().into_owned()), Scalar::Text(to.clone()), 1.0 - share);
                     }
                 }
+                (Ends::Steps(known), Value::Text(from)) => {
+                    let Some((_, rank)) = known.iter().find(|(name, _)| name == from) else { continue };
+                    for (to, other) in known.iter().filter(|(to, _)| to != from) {
+                        add(Scalar::Text(from.clone().into_owned()), Scalar::Text(to.clone()), (other - rank).abs());
+                    }
+                }
                 (Ends::Numbers { sides, edges, quantiles }, Value::Number(from)) => {
                     for to in edges.iter().filter(|to| sides.contains(&to.total_cmp(from))) {
                         let distance = (quantiles.at(*to) - quantiles.at(*from)).abs();
@@ -149,7 +157,8 @@ impl Levers {
 
     /// At most `count` counterfactuals for a customer with these `features`, who is in `tier`: all with the same number of changes, the
     /// least with which there is any, one for each set of features, the nearest first. The distance of a number is the share of the
-    /// training data between the two values, that of a category the share that has another one than it is changed to; those of
+    /// training data between the two values, that of a category the share that has another one than it is changed to or, where categories
+    /// are steps, the share between the middles of the two; those of
     /// several changes add up. The same customer always has the same answer; there may be none.
     ///
     /// `judge` gives what becomes of the customer with each proposal applied, in their order, or `None` where that cannot be known. It
@@ -252,6 +261,15 @@ impl Ends {
                 let known = feature.categories.as_ref()?;
                 let total = counted.categories.values().sum::<u64>().max(1) as f64;
                 let share = |name: &String| counted.categories.get(name).copied().unwrap_or_default() as f64 / total;
+                if let Actionable::Steps(names) = actionable {
+                    let mut below = 0.0;
+                    let rank = |name: &String| {
+                        let middle = below + share(name) / 2.0;
+                        below += share(name);
+                        (name.clone(), middle)
+                    };
+                    return Some(Ends::Steps(names.iter().map(rank).collect()));
+                }
                 let allowed = |name: &&String| match actionable {
                     Actionable::Between(names) => names.contains(name),
                     _ => true,
@@ -263,7 +281,9 @@ impl Ends {
                 let sides: &[Ordering] = match actionable {
                     Actionable::Lower => &[Ordering::Less],
                     Actionable::Raise => &[Ordering::Greater],
-                    Actionable::Any | Actionable::Between(_) => &[Ordering::Less, Ordering::Greater],
+                    Actionable::Any | Actionable::Between(_) | Actionable::Steps(_) => {
+                        &[Ordering::Less, Ordering::Greater]
+                    }
                 };
                 let round = |edge: &f64| if feature.kind == Kind::Integer { edge.round() } else { *edge };
                 let mut edges: Vec<f64> =
@@ -406,6 +426,20 @@ mod tests {
         without.pop();
         without.remove(1);
         assert_eq!(run(&levers, &weights, 0.1, &without, 5), []);
+    }
+
+    #[test]
+    fn where_categories_are_steps_the_next_one_is_nearest() {
+        let steps = Actionable::Steps(["b", "a", "c"].map(str::to_owned).into());
+        let levers = levers(&[feature("plan", Kind::Category, Some(steps))]);
+        let changes = |plan: &'static str| {
+            let changes = levers.changes(&vec![("plan".into(), Value::Text(plan.into()))]);
+            changes.into_iter().map(|change| (change.to, (change.distance * 100.0).round())).collect::<Vec<_>>()
+        };
+        let to = |name: &str| Scalar::Text(name.to_owned());
+        // Shares of 30, 50 and 20 %: the middles are at 15, 55 and 90 %.
+        assert_eq!(changes("b"), [(to("a"), 40.0), (to("c"), 75.0)]);
+        assert_eq!(changes("c"), [(to("a"), 35.0), (to("b"), 75.0)]);
     }
 
     #[test]
