@@ -7,11 +7,11 @@ use std::sync::Arc;
 
 use crate::domain::money::Money;
 use crate::domain::policy::Policy;
-use crate::domain::policy::assessment::{Assessment, Offer, REFUSED};
+use crate::domain::policy::assessment::{ALLOCATED, Assessment, FULL, Offer, REFUSED};
 use crate::domain::policy::document;
 use crate::domain::policy::layers::{self, Case, Chance, Layers, Layout, Way};
 use crate::http;
-use crate::ledger::{Extra, Inputs, Kept, Reading, Recorded};
+use crate::ledger::{Extra, Inputs, Kept, Reading, Reason, Recorded};
 use crate::model::{LoadOptions, Model, Runtime};
 
 /// What a decision was made again by: bundles and policies are loaded once.
@@ -32,6 +32,9 @@ type Experiments = (Arc<Policy>, Arc<Layers>);
 pub enum Outcome {
     /// As it was, to the last bit.
     Same,
+    /// As it was, to the last bit, but for the choice: that was made for a whole batch, to spend one budget over it, and is taken from the
+    /// record. It is one that could be made.
+    Given,
     /// Differently, and how.
     Different(String),
     /// Not at all, and why.
@@ -45,6 +48,8 @@ struct Again {
     action: String,
     policy_version: String,
     extra: Extra,
+    /// Whether the choice was taken from the record.
+    given: bool,
 }
 
 impl<'r> Replay<'r> {
@@ -64,7 +69,7 @@ impl<'r> Replay<'r> {
     pub fn run(&mut self, recorded: &Recorded, reading: &Reading) -> Outcome {
         match self.decide(recorded, reading) {
             Err(why) => Outcome::Impossible(why),
-            Ok(Again { score, tier, action, policy_version, extra }) => {
+            Ok(Again { score, tier, action, policy_version, extra, given }) => {
                 let mut differences = Vec::new();
                 if score.to_bits() != recorded.score.to_bits() {
                     differences.push(format!("score {score} instead of {}", recorded.score));
@@ -102,12 +107,21 @@ impl<'r> Replay<'r> {
                     };
                     differences.push(format!("experiment {} instead of {}", told(&extra), told(before)));
                 }
+                if told(&extra.reasons) != told(&before.reasons) {
+                    let count = |reasons: &Option<Vec<Reason>>| reasons.as_ref().map_or(0, Vec::len);
+                    let [again, before] = [count(&extra.reasons), count(&before.reasons)];
+                    differences.push(format!("reasons: {again} that are not the {before} on record"));
+                }
                 if extra.rules != before.rules {
                     let [again, before] =
                         [&extra.rules, &before.rules].map(|rules| rules.as_deref().unwrap_or_default().join(" "));
                     differences.push(format!("rules {again} instead of {before}"));
                 }
-                if differences.is_empty() { Outcome::Same } else { Outcome::Different(differences.join(", ")) }
+                match (differences.is_empty(), given) {
+                    (true, false) => Outcome::Same,
+                    (true, true) => Outcome::Given,
+                    (false, _) => Outcome::Different(differences.join(", ")),
+                }
             }
         }
     }
@@ -179,7 +193,6 @@ impl<'r> Replay<'r> {
         // of them would not have come up, or one comes up that did, the rules differ. What would have been chosen in another group
         // is asked with what was left.
         let before = &recorded.extra;
-        let refused: Vec<&str> = before.rules.iter().flatten().filter_map(|rule| rule.strip_prefix(REFUSED)).collect();
         let left = before.budget_left_micros.map(Money::from_micros);
         let price = before.shadow_price.unwrap_or(0.0);
         let layers = experiments.as_ref().map(|(_, layers)| layers);
@@ -191,12 +204,27 @@ impl<'r> Replay<'r> {
         };
         // The policy that decided, and so has the actions that were refused, is known by its version.
         let decider = policy_of(policy, layers, &recorded.policy_version);
+        let told = |prefix: &str, intervention: usize| {
+            let action = decider.interventions().get(intervention).map(|known| known.action.as_str());
+            action.is_none() || before.rules.iter().flatten().any(|rule| rule.strip_prefix(prefix) == action)
+        };
+        let allocated = before.rules.iter().flatten().any(|rule| rule == ALLOCATED);
         let choose = |assessment: &Assessment| {
-            let is_affordable = |offer: &Offer| match decider.interventions().get(offer.intervention) {
-                Some(intervention) => !refused.contains(&intervention.action.as_str()),
-                None => false,
+            let mut choice = if allocated {
+                // What else was in the batch is not known here. That it could be chosen at all, what it costs and what it is worth is derived.
+                let place = decider.interventions().iter().position(|known| known.action == recorded.action);
+                assessment.allocate(place.unwrap_or_default(), price)
+            } else {
+                let is_there = |at| !told(FULL, at) && !told(REFUSED, at);
+                assessment.choose(price, |offer: &Offer| is_there(offer.intervention))
             };
-            assessment.choose(price, is_affordable)
+            for offer in assessment.offers.iter().filter(|offer| told(FULL, offer.intervention)) {
+                // In an allocation whatever is offered may come up; otherwise what was refused did.
+                if choice.allocated || choice.refused.contains(offer.intervention) {
+                    choice.full.add(offer.intervention);
+                }
+            }
+            choice
         };
         let peek = |assessment: &Assessment, price| {
             assessment.choose(price, |offer| left.is_none_or(|left| offer.cost <= left))
@@ -221,13 +249,22 @@ impl<'r> Replay<'r> {
             left,
         });
         let (assessment, choice) = (&decided.assessment, &decided.choice);
-        let (tier, stake, trace) = (assessment.tier, assessment.value_at_stake, &assessment.trace);
+        let (stake, trace) = (assessment.value_at_stake, &assessment.trace);
+        let mut extra = Extra::of(policy, assessment.tier, stake, trace, choice, chance.as_ref());
+        // How many the caller asked for may stand in the address: those on record, and never fewer than the tier wants.
+        let tier = &policy.tiers()[assessment.tier];
+        let wanted = before.reasons.as_ref().map_or(0, Vec::len).max(tier.explain);
+        if wanted > 0 {
+            let found = model.explain(&row).map_err(|error| error.to_string())?;
+            extra.reasons = Some(Reason::all(&model.book().explain(&found, &record.features, wanted)));
+        }
         Ok(Again {
             score: score.value(),
-            tier: policy.tiers()[tier].name.clone(),
+            tier: tier.name.clone(),
             action: policy.interventions()[choice.intervention].action.clone(),
             policy_version: policy.version().to_owned(),
-            extra: Extra::of(policy, tier, stake, trace, choice, chance.as_ref()),
+            extra,
+            given: choice.allocated,
         })
     }
 }
@@ -237,6 +274,11 @@ fn policy_of<'p>(in_force: &'p Policy, layers: Option<&'p Arc<Layers>>, version:
     let arms = layers.into_iter().flat_map(|layers| layers.policies());
     let own = arms.map(|policy| &**policy).find(|policy| policy.version() == version);
     if in_force.version() == version { in_force } else { own.unwrap_or(in_force) }
+}
+
+/// Reasons to the last bit.
+fn told(reasons: &Option<Vec<Reason>>) -> Vec<(&str, u64)> {
+    reasons.iter().flatten().map(|reason| (reason.code.as_str(), reason.shap.to_bits())).collect()
 }
 
 impl std::fmt::Debug for Replay<'_> {

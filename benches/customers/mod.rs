@@ -70,6 +70,7 @@ pub(crate) fn records(model: &Model) -> Vec<Record<'static>> {
             .collect(),
         context: Vec::new(),
         reasons: 0,
+        counterfactuals: 0,
     };
     (0..COUNT).map(record).collect()
 }

@@ -99,6 +99,32 @@ def yes_no(yes: str, *others: str) -> dict:
     return {value: [int(value == yes)] for value in sorted((yes, *others))}
 
 
+def actionable(dictionary: list[dict], ways: dict) -> list[dict]:
+    """The dictionary with what can be changed about a customer, and how."""
+    assert ways.keys() <= {feature["name"] for feature in dictionary}
+    return [
+        feature | {"actionable": ways[feature["name"]]} if feature["name"] in ways else feature for feature in dictionary
+    ]
+
+
+# Terms that a company can agree on with a customer. An add-on can be booked or ended where there is a line for it; charges
+# can be lowered, not raised. Not: how long somebody has been a customer, or which lines the home has.
+TELCO_ACTIONABLE = {
+    "MultipleLines": {"between": ["No", "Yes"]},
+    **{
+        name: {"between": ["No", "Yes"]}
+        for name in (
+            "OnlineSecurity", "OnlineBackup", "DeviceProtection", "TechSupport", "StreamingTV", "StreamingMovies",
+        )
+    },
+    "Contract": {"steps": ["Month-to-month", "One year", "Two year"]},
+    "PaperlessBilling": "any",
+    "PaymentMethod": "any",
+    "MonthlyCharges": "lower",
+}  # fmt: skip
+MLC_ACTIONABLE = {"international_plan": "any", "voice_mail_plan": "any"}
+
+
 def telco_dictionary(total_charges_missing) -> list[dict]:
     """15 features, 22 columns, in the CSV's column order. Left out: customerID (identifier), gender and SeniorCitizen
     (protected), Partner and Dependents (household: close proxies of protected attributes, and not needed)."""
@@ -110,7 +136,7 @@ def telco_dictionary(total_charges_missing) -> list[dict]:
     def addon(name, what):
         return category(name, "catalogue.subscriptions", services, f"Whether the customer has {what}", net, 24)
 
-    return [
+    entries = [
         numeric("integer", "tenure", "billing.accounts", billing, "Months since the contract began", "months", 120, 24),
         category("PhoneService", "catalogue.subscriptions", services, "Whether the customer has telephone", plain, 24),
         category(
@@ -162,6 +188,7 @@ def telco_dictionary(total_charges_missing) -> list[dict]:
             total_charges_missing,
         ),
     ]
+    return actionable(entries, TELCO_ACTIONABLE)
 
 
 def mlc_dictionary() -> list[dict]:
@@ -209,7 +236,7 @@ def mlc_dictionary() -> list[dict]:
             "Calls of the customer to customer service in the period", "calls", 100, 24,
         )
     )  # fmt: skip
-    return entries
+    return actionable(entries, MLC_ACTIONABLE)
 
 
 # --- rows -----------------------------------------------------------------------------------------------------------

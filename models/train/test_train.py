@@ -255,7 +255,8 @@ class CommittedBundles(unittest.TestCase):
             for f in features:
                 wanted = {"name", "type", "source", "owner", "description", "missing", "freshness_hours", "reason"}
                 wanted |= {"categories", "unknown"} if f["type"] == "category" else {"range"}
-                self.assertEqual(set(f) - {"unit"}, wanted)
+                self.assertEqual(set(f) - {"unit", "actionable"}, wanted)
+                self.assertNotIn("tenure", [f["name"] for f in features if "actionable" in f])
 
     def test_graph(self):
         for _, _, files, card, _, _ in self.each():

@@ -98,10 +98,11 @@ pub(super) fn replay(arguments: ReplayArguments) -> anyhow::Result<()> {
     };
     let runtime = Runtime::load(&config.runtime.library)?;
     let mut replay = Replay::new(runtime, config.models.dir.clone(), config.models.probe_row_p99_us_max);
-    let (mut same, mut impossible, mut problems) = (0, 0, Vec::new());
+    let (mut same, mut given, mut impossible, mut problems) = (0, 0, 0, Vec::new());
     for decision in &recorded {
         match replay.run(decision, &reading) {
             Outcome::Same => same += 1,
+            Outcome::Given => given += 1,
             Outcome::Different(how) => problems.push(format!("{}: {how}", decision.id)),
             Outcome::Impossible(why) => {
                 impossible += 1;
@@ -109,7 +110,7 @@ pub(super) fn replay(arguments: ReplayArguments) -> anyhow::Result<()> {
             }
         }
     }
-    if let ([decision], 1) = (recorded.as_slice(), same) {
+    if let ([decision], 1) = (recorded.as_slice(), same + given) {
         let answer = format!("score {}, tier {}, action {}", decision.score, decision.tier, decision.action);
         write_out(&format!("{}: {answer}, by {} {}\n", decision.id, decision.model, decision.model_version))?;
     }
@@ -117,6 +118,11 @@ pub(super) fn replay(arguments: ReplayArguments) -> anyhow::Result<()> {
         "{same} of {} decisions came out the same to the last bit, {impossible} could not be replayed\n",
         recorded.len()
     ))?;
+    if given > 0 {
+        write_out(&format!(
+            "{given} more came out the same but for the choice, which an allocation over a batch had made: it is taken from the record\n"
+        ))?;
+    }
     problems.truncate(20);
     if problems.is_empty() { Ok(()) } else { Err(Falls(format!("not as recorded:{}", list(&problems))).into()) }
 }

@@ -7,6 +7,7 @@ use crate::domain::policy::assessment::{Choice, Trace};
 use crate::domain::policy::layers::Chance;
 use crate::domain::policy::{Intervention, Policy, Tier};
 use crate::domain::reason::Explanation;
+use crate::domain::reason::counterfactual::Counterfactual;
 use crate::domain::score::Score;
 
 /// The role of the model that answered.
@@ -73,6 +74,8 @@ pub struct Decision {
     pub chance: Option<Chance>,
     /// Why the score is what it is, where that was wanted.
     pub explanation: Option<Arc<Explanation>>,
+    /// What would have led to a lower tier, where that was wanted. Not recorded: it follows from the inputs.
+    pub counterfactuals: Option<Arc<[Counterfactual]>>,
 }
 
 impl Decision {

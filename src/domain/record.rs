@@ -49,4 +49,6 @@ pub struct Record<'a> {
     pub context: Entries<'a>,
     /// How many reasons the caller wants to see; 0 for none.
     pub reasons: usize,
+    /// How many counterfactuals the caller wants to see; 0 for none.
+    pub counterfactuals: usize,
 }

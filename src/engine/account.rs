@@ -7,9 +7,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 
+use super::capacity::Place;
 use super::{Error, shelf};
 use crate::domain::money::Money;
-use crate::domain::policy::assessment::{Assessment, Choice};
+use crate::domain::policy::assessment::{Assessment, Choice, Offer};
 use crate::domain::policy::budget::Budget;
 use crate::domain::policy::pacing::{Pacer, Settings};
 use crate::domain::policy::{Objective, Policy};
@@ -74,29 +75,63 @@ impl Span {
         let within = |spent: i64| spent.checked_add(cost).filter(|spent| *spent <= amount.micros());
         // Nothing else is read by what this says: only the sum has to be right.
         let taken = self.spent.fetch_update(Ordering::Relaxed, Ordering::Relaxed, within);
-        taken.ok().map(|_| Reserved { span: self.clone(), cost })
+        taken.ok().map(|_| Reserved { span: Some(self.clone()), cost, place: None })
     }
 }
 
-/// Money that is set aside for a decision; it goes back when this is dropped, unless it was kept.
+/// Money that is set aside for a decision, and a place that is taken for it; both go back when this is dropped, unless it was kept.
 #[must_use]
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Reserved {
-    span: Arc<Span>,
+    span: Option<Arc<Span>>,
     cost: i64,
+    place: Option<Place>,
 }
 
 impl Reserved {
-    /// The decision is with the ledger: the money is spent, whatever comes.
+    /// Takes `cost` out of it, for one decision of many; `None` where there is less.
+    pub(super) fn split(&mut self, cost: Money) -> Option<Self> {
+        let cost = cost.micros();
+        self.cost = self.cost.checked_sub(cost).filter(|left| *left >= 0)?;
+        Some(Self { span: self.span.clone(), cost, place: None })
+    }
+
+    /// Gives back all but `cost`, which is what was wanted of it.
+    pub(super) fn shrink(&mut self, cost: Money) {
+        let rest = self.cost.saturating_sub(cost.micros()).max(0);
+        self.cost -= rest;
+        if let Some(span) = &self.span {
+            span.spent.fetch_sub(rest, Ordering::Relaxed);
+            span.wanted.fetch_add(self.cost, Ordering::Relaxed);
+        }
+    }
+
+    /// The same with a place; nothing, where there is neither.
+    pub(super) fn with(reserved: Option<Self>, place: Option<Place>) -> Option<Self> {
+        if place.is_none() {
+            return reserved;
+        }
+        let mut reserved = reserved.unwrap_or_default();
+        reserved.place = place;
+        Some(reserved)
+    }
+
+    /// How much it is.
+    pub(super) fn amount(&self) -> Money {
+        Money::from_micros(self.cost)
+    }
+
+    /// The decision is with the ledger: the money is spent and the place is gone, whatever comes.
     pub(super) fn keep(mut self) {
         self.cost = 0;
+        self.place.take().into_iter().for_each(Place::keep);
     }
 }
 
 impl Drop for Reserved {
     fn drop(&mut self) {
-        if self.cost > 0 {
-            self.span.spent.fetch_sub(self.cost, Ordering::Relaxed);
+        if let Some(span) = self.span.as_ref().filter(|_| self.cost > 0) {
+            span.spent.fetch_sub(self.cost, Ordering::Relaxed);
         }
     }
 }
@@ -182,11 +217,19 @@ impl Account {
         self.span_at(at_ms).map_or(Money::ZERO, |span| self.budget.amount.less(spent(span)))
     }
 
-    /// Chooses what there is money for, and sets that aside.
-    pub(super) fn choose(&self, assessment: &Assessment, at_ms: u64) -> (Choice, Option<Reserved>) {
+    /// Chooses what there is money for, and sets that aside. `has_place` is asked first.
+    pub(super) fn choose(
+        &self,
+        assessment: &Assessment,
+        at_ms: u64,
+        mut has_place: impl FnMut(&Offer) -> bool,
+    ) -> (Choice, Option<Reserved>) {
         let span = self.span_at(at_ms);
         let (mut reserved, mut is_first) = (None, true);
         let choice = assessment.choose(self.shadow_price(), |offer| {
+            if !has_place(offer) {
+                return false;
+            }
             if offer.cost <= Money::ZERO {
                 return true;
             }
@@ -198,6 +241,18 @@ impl Account {
             reserved.is_some()
         });
         (choice, reserved)
+    }
+
+    /// Sets aside what is left, at most `up_to`, for many decisions at once; `None` where the books of that time are closed.
+    pub(super) fn set_aside(&self, up_to: Money, at_ms: u64) -> Option<Reserved> {
+        let span = self.span_at(at_ms)?;
+        let mut cost = 0;
+        let within = |spent: i64| {
+            cost = up_to.less(Money::ZERO).min(self.budget.amount.less(Money::from_micros(spent))).micros();
+            Some(spent + cost)
+        };
+        let _ = span.spent.fetch_update(Ordering::Relaxed, Ordering::Relaxed, within);
+        Some(Reserved { span: Some(span), cost, place: None })
     }
 
     /// Moves the price with the time and with what was wanted.
@@ -319,7 +374,7 @@ period = "day"
                     let (account, policy, kept) = (&account, &policy, &kept);
                     scope.spawn(move || {
                         for turn in 0..60_u64 {
-                            let (choice, reserved) = account.choose(&assess(policy), DAY + turn);
+                            let (choice, reserved) = account.choose(&assess(policy), DAY + turn, |_| true);
                             assert!(account.balance(DAY).spent <= amount);
                             assert_eq!(choice.cost > Money::ZERO, reserved.is_some());
                             // Some are not recorded: what they had goes back.
@@ -342,7 +397,7 @@ period = "day"
         let policy = policy(22.0, "tier");
         let account = account(&policy);
         let choose = |at_ms| {
-            let (choice, reserved) = account.choose(&assess(&policy), at_ms);
+            let (choice, reserved) = account.choose(&assess(&policy), at_ms, |_| true);
             reserved.into_iter().for_each(Reserved::keep);
             let rules = policy.rules(0, &assess(&policy).trace, &choice).join(" ");
             format!("{} {rules}", policy.interventions()[choice.intervention].action)
@@ -363,20 +418,20 @@ period = "day"
         for second in 0..600 {
             let at_ms = DAY + second * 1_000;
             account.pace(at_ms);
-            let (choice, reserved) = account.choose(&assess(&policy), at_ms);
+            let (choice, reserved) = account.choose(&assess(&policy), at_ms, |_| true);
             reserved.into_iter().for_each(Reserved::keep);
             assert_eq!(choice.shadow_price, account.shadow_price());
         }
         let price = account.shadow_price();
         assert!(price > 1.0, "{price}");
-        let (choice, _reserved) = account.choose(&assess(&policy), DAY + 600_000);
+        let (choice, _reserved) = account.choose(&assess(&policy), DAY + 600_000, |_| true);
         assert!(choice.priced_out || choice.stepped_down(), "{choice:?}");
         let next = Account::open(&policy, "m", None, DAY, Some(&account)).expect("no ledger").expect("a budget");
         assert_eq!((next.shadow_price(), next.balance(DAY).spent), (price, account.balance(DAY).spent));
         next.pace(2 * DAY);
         assert_eq!(next.balance(2 * DAY).spent, Money::ZERO);
         let closed = Account::closed(&policy).expect("a budget");
-        assert_eq!(closed.choose(&assess(&policy), DAY).0.intervention, 0);
+        assert_eq!(closed.choose(&assess(&policy), DAY, |_| true).0.intervention, 0);
         let opened = Account::open(&policy, "m", None, DAY, Some(&closed)).expect("no ledger").expect("a budget");
         assert_eq!(opened.balance(DAY).spent, Money::ZERO, "a closed account is no one to go on from");
     }

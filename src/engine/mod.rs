@@ -2,6 +2,9 @@
 //! comes up once, and both see one snapshot of what is in service.
 
 mod account;
+mod allotment;
+mod batch;
+mod capacity;
 mod decide;
 mod dry_run;
 mod error;
@@ -9,6 +12,7 @@ mod experiments;
 mod moves;
 mod opening;
 mod past;
+mod reasons;
 mod rollout;
 mod serving;
 mod shadow;
@@ -25,7 +29,10 @@ use std::time::SystemTime;
 use arc_swap::ArcSwap;
 
 pub use account::Balance;
-pub use decide::{Batch, Stages};
+pub use allotment::Allotted;
+pub use batch::Batch;
+pub use capacity::Occupancy;
+pub use decide::Stages;
 pub use error::Error;
 pub use experiments::{Counted, Draft, Examined, Trial};
 pub use moves::{Ask, Moved, Standing, Verb, Warm};

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use serde::{Deserialize, Serialize};
 
 use super::account::Balance;
+use super::capacity::Occupancy;
 use super::shelf;
 use super::slots::{Deck, Delivery, Held};
 use super::{Engine, Error};
@@ -124,6 +125,8 @@ pub struct Standing {
     pub fallbacks: u64,
     /// How the budget of the policy stands, where it has one.
     pub balance: Option<Balance>,
+    /// How many customers have the interventions that are only for so many.
+    pub occupancies: Vec<Occupancy>,
     /// The moves that are legal now.
     pub legal: Vec<&'static str>,
     /// Roles that have not agreed to a promotion.
@@ -182,6 +185,7 @@ impl Engine {
             dropped: watches.map_or(0, |watches| watches.dropped.load(Ordering::Relaxed)),
             fallbacks: watches.map_or(0, |watches| watches.fallbacks.load(Ordering::Relaxed)),
             balance: held.account.as_ref().map(|account| account.balance(self.now_ms())),
+            occupancies: held.capacities.as_ref().map_or(Vec::new(), |known| known.occupancies(self.now_ms())),
             legal: held.slots.legal(approvals),
             missing: held.slots.missing(approvals),
         }

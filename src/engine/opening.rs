@@ -4,6 +4,7 @@
 use std::sync::{Arc, Mutex};
 
 use super::account::Account;
+use super::capacity::Capacities;
 use super::experiments::digests;
 use super::shelf;
 use super::slots::{Deck, Held, SERVICE, place};
@@ -35,6 +36,8 @@ impl Deck {
         held.come_back(&name, engine)?;
         let account = Account::open(&held.policy, &name, engine.ledger.as_ref(), engine.now_ms(), None)?;
         held.account = account.map(Arc::new);
+        let capacities = Capacities::open(&held.policy, &name, engine.ledger.as_ref(), engine.now_ms(), None)?;
+        held.capacities = capacities.map(Arc::new);
         Ok(Self { name, held: Mutex::new(held), staging: Mutex::new(None) })
     }
 

@@ -7,10 +7,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::account::Account;
+use super::allotment::Purse;
+use super::capacity::Capacities;
 use super::treatment::Running;
 use super::watch::Watch;
 use crate::domain::assignment;
 use crate::domain::decision::Arm;
+use crate::domain::money::Money;
 use crate::domain::policy::Policy;
 use crate::domain::policy::condition::Domain;
 use crate::domain::policy::condition::Known;
@@ -76,6 +79,8 @@ pub struct Serving {
     pub(super) account: Option<Arc<Account>>,
     /// The experiments that run.
     pub(super) experiments: Option<Arc<Running>>,
+    /// Of the interventions of the policy, where some have a bound.
+    pub(super) capacities: Option<Arc<Capacities>>,
     pub(super) champion: Candidate,
     /// The model in the other slot, for who addresses it.
     pub(super) idle: Option<Candidate>,
@@ -84,16 +89,17 @@ pub struct Serving {
 }
 
 impl Serving {
-    /// `champion` under `policy`, with the model of the other slot and its trial.
+    /// `champion` under `policy` and its bounds, with the model of the other slot and its trial.
     pub(super) fn new(
         champion: Candidate,
         policy: Arc<Policy>,
         account: Option<Arc<Account>>,
+        capacities: Option<Arc<Capacities>>,
         experiments: Option<Arc<Running>>,
         idle: Option<Candidate>,
         trial: Option<Arc<Trial>>,
     ) -> Self {
-        Self { model: champion.model.clone(), policy, account, experiments, champion, idle, trial }
+        Self { model: champion.model.clone(), policy, account, capacities, experiments, champion, idle, trial }
     }
 
     /// The entries of the context that the policy declares.
@@ -107,6 +113,27 @@ impl Serving {
             (Arm::Challenger, Some(idle)) => idle,
             _ => &self.champion,
         }
+    }
+
+    /// Sets `budget` aside for a batch, or what the policy's own has left of it.
+    pub(super) fn set_aside(&self, budget: Money, at_ms: u64) -> Purse {
+        match &self.account {
+            None => Purse::new(budget, None),
+            Some(account) => match account.set_aside(budget, at_ms) {
+                None => Purse::empty(),
+                reserved => Purse::new(budget, reserved),
+            },
+        }
+    }
+
+    /// By how much money of the policy's budget is dearer than itself now.
+    pub(super) fn shadow_price(&self) -> f64 {
+        self.account.as_ref().map_or(0.0, |account| account.shadow_price())
+    }
+
+    /// Whether experiments run, which decide what their customers are offered.
+    pub fn has_experiments(&self) -> bool {
+        self.experiments.is_some()
     }
 
     /// Whether every model here explains itself in microseconds; one that does not is not to be asked on the thread of a request.

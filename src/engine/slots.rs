@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use super::account::Account;
+use super::capacity::Capacities;
 use super::experiments::ArmPolicies;
 use super::rollout::Evidence;
 use super::serving::{Candidate, Serving, Trial, Watches};
@@ -43,6 +44,8 @@ pub(super) struct Held {
     pub(super) experiments: Registry,
     /// Of the experiments that have not ended.
     pub(super) arm_policies: ArmPolicies,
+    /// Of the interventions of the policy, where some have a bound.
+    pub(super) capacities: Option<Arc<Capacities>>,
     pub(super) watches: Option<Arc<Watches>>,
     pub(super) evidence: Evidence,
     /// Why the idle model could not be loaded at the start, if it could not.
@@ -84,6 +87,7 @@ impl Held {
             account: None,
             experiments: Registry::default(),
             arm_policies: ArmPolicies::new(),
+            capacities: None,
             watches: None,
             evidence,
             unloaded: None,
@@ -146,8 +150,8 @@ impl Held {
             tracing::error!(cause = problems.join("; "), "the experiments cannot run");
             None
         });
-        let (policy, account) = (self.policy.clone(), self.account.clone());
-        Some(Serving::new(champion, policy, account, running.map(Arc::new), idle, trial.map(Arc::new)))
+        let (policy, account, capacities) = (self.policy.clone(), self.account.clone(), self.capacities.clone());
+        Some(Serving::new(champion, policy, account, capacities, running.map(Arc::new), idle, trial.map(Arc::new)))
     }
 
     /// Takes over `next`, with what was delivered for it; what is not needed any more is given back.
@@ -311,6 +315,16 @@ impl Engine {
         account.map(Arc::new)
     }
 
+    /// The capacities of `policy`, which come after those `before`. Where nothing can be known of them, no place is left.
+    fn capacities(&self, deck: &Deck, policy: &Policy, before: Option<&Capacities>) -> Option<Arc<Capacities>> {
+        let opened = Capacities::open(policy, &deck.name, self.ledger.as_ref(), self.now_ms(), before);
+        let capacities = opened.unwrap_or_else(|error| {
+            tracing::error!(model = deck.name, cause = %error, "who had an intervention is not known: none with a capacity is offered");
+            Capacities::closed(policy)
+        });
+        capacities.map(Arc::new)
+    }
+
     /// Makes a move for a person: checked, journalled, published.
     pub(super) fn make(
         &self,
@@ -358,6 +372,7 @@ impl Engine {
         if let Some(policy) = &delivery.policy {
             // Not before the change is on record: everything that was decided by then is, too.
             held.account = self.account(deck, policy, held.account.as_deref());
+            held.capacities = self.capacities(deck, policy, held.capacities.as_deref());
         }
         let left = held.take_over(next, delivery);
         let flip = self.publish(deck, held);

@@ -1,13 +1,15 @@
 //! What a customer is offered by what is in service: the policy in force, its holdout and budget, and the experiments that run. The law
 //! of it is in `domain::policy::layers`; which experiments there are is in `experiments`.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use super::account::Reserved;
+use super::capacity::{Full, Place};
 use super::serving::{Candidate, Serving};
 use crate::domain::decision::{Arm, Decision};
 use crate::domain::policy::Policy;
-use crate::domain::policy::assessment::Assessment;
+use crate::domain::policy::assessment::{Assessment, Choice, Offer, Refused};
 use crate::domain::policy::condition::Known;
 use crate::domain::policy::layers::{self, Case, Chance, Decided, Layers, Way};
 use crate::domain::record::Record;
@@ -51,14 +53,14 @@ impl Running {
 
 impl Serving {
     /// What a customer with `score` is offered, given by the model in the role `arm`, with the policy that decided and the money that
-    /// is set aside. `values` is what the policy in force wants to know.
+    /// is set aside. `values` is what the policy in force wants to know. `allotted` is what was chosen already, with the money for it.
     pub(super) fn treat(
         &self,
         record: &Record,
         values: &[Known],
-        score: Score,
-        arm: Arm,
+        (score, arm): (Score, Arm),
         at_ms: u64,
+        allotted: Option<(Choice, Option<Reserved>)>,
     ) -> (Decided, Arc<Policy>, Option<Chance>, Option<Reserved>) {
         let running = self.experiments.as_deref();
         let layers = running.map(|running| &*running.layers);
@@ -66,19 +68,19 @@ impl Serving {
         let has_chance = running.is_some() || self.policy.holdout().is_some();
         let left = account.filter(|_| has_chance).map(|account| account.left(at_ms));
         let case = Case { policy: &self.policy, layers, customer_id: &record.customer_id, at_ms, score, values };
+        // The policy that decides is the last one that was asked before the choice.
+        let decider = Cell::new(&self.policy);
         let own = |at: usize| {
             let (running, layers) = running.zip(layers)?;
             let known = running.candidate(at, arm)?.binding.read(record).ok()?;
+            decider.set(&layers.policies()[at]);
             Some(layers.policies()[at].assess(score, &known))
         };
         let mut reserved = None;
-        let choose = |assessment: &Assessment| match account {
-            None => assessment.choose(0.0, |_| true),
-            Some(account) => {
-                let choice;
-                (choice, reserved) = account.choose(assessment, at_ms);
-                choice
-            }
+        let choose = |assessment: &Assessment| {
+            let choice;
+            (choice, reserved) = allotted.unwrap_or_else(|| self.choose(assessment, decider.get(), at_ms));
+            choice
         };
         let peek = |assessment: &Assessment, price| {
             assessment.choose(price, |offer| left.is_none_or(|left| offer.cost <= left))
@@ -97,6 +99,43 @@ impl Serving {
         });
         let policy = policy.clone();
         (decided, policy, chance, reserved)
+    }
+
+    /// What is chosen by `policy`, with the money that is set aside and the place that is taken for it.
+    fn choose(&self, assessment: &Assessment, policy: &Policy, at_ms: u64) -> (Choice, Option<Reserved>) {
+        let (mut full, mut place) = (Refused::default(), None);
+        let has_place = |offer: &Offer| match self.take_place(policy, offer.intervention, at_ms) {
+            Ok(taken) => {
+                place = taken;
+                true
+            }
+            Err(Full) => {
+                full.add(offer.intervention);
+                false
+            }
+        };
+        let (choice, money) = match &self.account {
+            None => (assessment.choose(0.0, has_place), None),
+            Some(account) => account.choose(assessment, at_ms, has_place),
+        };
+        // What had a place and no money is not what was chosen.
+        let place = place.filter(|(intervention, _)| *intervention == choice.intervention).map(|(_, place)| place);
+        (Choice { full, ..choice }, Reserved::with(money, place))
+    }
+
+    /// Takes a place for a customer, where the intervention of `policy` has a bound: that of the policy in force by the same name, whoever
+    /// decides.
+    fn take_place(&self, policy: &Policy, intervention: usize, at_ms: u64) -> Result<Option<(usize, Place)>, Full> {
+        let Some(capacities) = &self.capacities else { return Ok(None) };
+        let bound = match std::ptr::eq(policy, &*self.policy) {
+            true => Some(intervention),
+            false => {
+                let action = &policy.interventions()[intervention].action;
+                self.policy.interventions().iter().position(|known| known.action == *action)
+            }
+        };
+        let place = bound.map_or(Ok(None), |bound| capacities.take(bound, at_ms))?;
+        Ok(place.map(|place| (intervention, place)))
     }
 
     /// Counts a decision that is with the ledger.

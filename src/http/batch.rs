@@ -18,11 +18,14 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::layers::Timing;
 use super::problem::{self, Code, Problem};
 use super::trace::REQUEST_ID;
-use super::wire::{self, Item, Scratch};
+use super::wire::{self, Scratch};
+use super::wire_batch::{self, Item};
 use super::{Shared, blocking, extract, json};
-use crate::domain::decision::Arm;
+use crate::domain::decision::{Arm, Decision};
+use crate::domain::money::Money;
 use crate::domain::record::Record;
-use crate::engine::Serving;
+use crate::domain::violation::{self, Violation};
+use crate::engine::{self, Serving};
 
 /// Rows of a stream that are decided on at a time.
 const STREAM_ROWS: usize = 512;
@@ -33,17 +36,17 @@ const STREAM_ROWS: usize = 512;
 /// whole; `application/x-ndjson` is one customer a line, answered line by line while the request still comes in.
 #[utoipa::path(
     post, path = "/v1/score/batch", tag = "score", operation_id = "score_batch",
-    params(extract::Asked),
+    params(extract::AskedOfMany),
     request_body(content((Vec<wire::Customer> = "application/json"), (String = "application/x-ndjson"))),
     responses(
-        (status = 200, description = "An answer per row, in order", content((wire::Batch = "application/json"), (String = "application/x-ndjson"))),
+        (status = 200, description = "An answer per row, in order", content((wire_batch::Batch = "application/json"), (String = "application/x-ndjson"))),
         (status = 422, description = "The body is not an array", body = problem::Document, content_type = "application/problem+json"),
         problem::Refused,
     )
 )]
 pub(super) async fn score_batch(
     state: State<Shared>,
-    asked: extract::Query,
+    asked: extract::Query<extract::AskedOfMany>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response<Body>, Problem> {
@@ -55,10 +58,10 @@ pub(super) async fn score_batch(
 /// As `/v1/score/batch`.
 #[utoipa::path(
     post, path = "/v1/models/{model}/score/batch", tag = "score", operation_id = "score_batch_with_model",
-    params(("model" = String, Path, description = "The name of a model in service"), extract::Asked),
+    params(("model" = String, Path, description = "The name of a model in service"), extract::AskedOfMany),
     request_body(content((Vec<wire::Customer> = "application/json"), (String = "application/x-ndjson"))),
     responses(
-        (status = 200, description = "An answer per row, in order", content((wire::Batch = "application/json"), (String = "application/x-ndjson"))),
+        (status = 200, description = "An answer per row, in order", content((wire_batch::Batch = "application/json"), (String = "application/x-ndjson"))),
         (status = 404, description = "No such model is in service", body = problem::Document, content_type = "application/problem+json"),
         (status = 422, description = "The body is not an array", body = problem::Document, content_type = "application/problem+json"),
         problem::Refused,
@@ -67,7 +70,7 @@ pub(super) async fn score_batch(
 pub(super) async fn score_batch_with_model(
     state: State<Shared>,
     model: Result<Path<String>, PathRejection>,
-    asked: extract::Query,
+    asked: extract::Query<extract::AskedOfMany>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response<Body>, Problem> {
@@ -77,18 +80,21 @@ pub(super) async fn score_batch_with_model(
 async fn answer(
     State(shared): State<Shared>,
     model: Option<&str>,
-    asked: extract::Query,
+    asked: extract::Query<extract::AskedOfMany>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response<Body>, Problem> {
     let serving = shared.engine.serving(model)?;
     let media_type = extract::media_type(&headers, &[extract::JSON, extract::NDJSON])?;
     let addressed = extract::arm(&shared, &headers)?;
-    let top = extract::top(asked)?;
+    let (wanted, budget) = extract::wanted_of_many(asked)?;
+    if budget.is_some() {
+        may_have_budget(&serving, media_type)?;
+    }
     let permit = shared.long_work()?;
     // The outermost layer made sure that there is one.
     let request_id = headers.get(REQUEST_ID).cloned().unwrap_or_else(|| HeaderValue::from_static("-"));
-    let job = Job { request_id, shared, serving, addressed, top };
+    let job = Job { request_id, shared, serving, addressed, wanted };
     let mut response = if media_type == extract::NDJSON {
         Response::new(job.stream(body, permit))
     } else {
@@ -96,7 +102,7 @@ async fn answer(
         let body = extract::whole(&headers, body, limits.batch_body_bytes_max, limits.body_timeout()).await?;
         let (text, timing) = blocking(move || {
             let _permit = permit;
-            job.array(body)
+            job.array(body, budget)
         })
         .await??;
         let mut response = Response::new(Body::from(text));
@@ -114,18 +120,17 @@ struct Job {
     shared: Shared,
     serving: Arc<Serving>,
     addressed: Option<Arm>,
-    /// How many reasons the address asks for.
-    top: Option<usize>,
+    /// What the address asks for.
+    wanted: extract::Wanted,
 }
 
 impl Job {
     /// The answer to a whole JSON array.
-    fn array(&self, body: Bytes) -> Result<(Vec<u8>, Timing), Problem> {
+    fn array(&self, body: Bytes, budget: Option<Money>) -> Result<(Vec<u8>, Timing), Problem> {
         let begun = Instant::now();
         let rows: Vec<&RawValue> = serde_json::from_slice(&body).map_err(|error| match error.classify() {
             serde_json::error::Category::Data => {
-                let code = crate::domain::violation::Code::WrongType;
-                Problem::invalid(vec![crate::domain::violation::Violation::new("", code, "an array of customers")])
+                Problem::invalid(vec![Violation::new("", violation::Code::WrongType, "an array of customers")])
             }
             _ => json::malformed(&error).into(),
         })?;
@@ -139,65 +144,89 @@ impl Job {
         let mut timing = Timing { parse: begun.elapsed(), ..Timing::default() };
         let mut text = Vec::with_capacity(32 + rows.len() * 448);
         text.extend_from_slice(b"{\"results\":[");
+        let bytes = |row: &&RawValue| body.slice_ref(row.get().as_bytes());
+        if let Some(budget) = budget {
+            let allocation =
+                self.decide_within(&rows.iter().map(bytes).collect::<Vec<_>>(), budget, &mut text, &mut timing);
+            text.extend_from_slice(b"],\"allocation\":");
+            // Plain data: writing it into memory cannot fail.
+            let _ = serde_json::to_writer(&mut text, &allocation);
+            text.push(b'}');
+            return Ok((text, timing));
+        }
         for (position, chunk) in rows.chunks(STREAM_ROWS).enumerate() {
             if position > 0 {
                 text.push(b',');
             }
-            let rows = chunk.iter().map(|row| body.slice_ref(row.get().as_bytes()));
-            self.decide(rows.collect(), b",", &mut text, &mut timing);
+            self.decide(&chunk.iter().map(bytes).collect::<Vec<_>>(), b",", &mut text, &mut timing);
         }
         text.extend_from_slice(b"]}");
         Ok((text, timing))
     }
 
     /// Decides on `rows` and writes an item for each, with `separator` between them, once they are recorded.
-    fn decide(&self, rows: Vec<Bytes>, separator: &[u8], text: &mut Vec<u8>, timing: &mut Timing) {
+    fn decide(&self, rows: &[Bytes], separator: &[u8], text: &mut Vec<u8>, timing: &mut Timing) {
+        let read = self.read(rows, timing);
+        let decided = self.shared.engine.decide_batch(&self.serving, &read.records, &read.inputs, self.addressed);
+        let mut decisions = Vec::with_capacity(read.records.len());
+        keep(read.records.len(), decided, &mut decisions, timing);
+        self.write_items(read.problems, decisions, separator, text);
+    }
+
+    /// The same for rows that share a budget.
+    fn decide_within(
+        &self,
+        rows: &[Bytes],
+        budget: Money,
+        text: &mut Vec<u8>,
+        timing: &mut Timing,
+    ) -> wire_batch::Allocation {
+        let read = self.read(rows, timing);
+        let engine = &self.shared.engine;
+        let allotted = engine.decide_within(&self.serving, &read.records, &read.inputs, self.addressed, budget);
+        let mut decisions = Vec::with_capacity(read.records.len());
+        for (count, part) in allotted.parts {
+            keep(count, part, &mut decisions, timing);
+        }
+        let chosen = decisions.iter().flatten().map(|decision| &decision.choice).filter(|choice| choice.allocated);
+        let allocation = wire_batch::Allocation::new(&self.serving.policy, budget, allotted.value_max, chosen);
+        self.write_items(read.problems, decisions, b",", text);
+        allocation
+    }
+
+    fn read<'b>(&self, rows: &'b [Bytes], timing: &mut Timing) -> Read<'b> {
         let begun = Instant::now();
-        let mut records: Vec<Record> = Vec::with_capacity(rows.len());
-        let mut inputs: Vec<Bytes> = Vec::with_capacity(rows.len());
-        // In the order of the rows: `None` is decided on with the others.
-        let mut problems: Vec<Option<Problem>> = Vec::with_capacity(rows.len());
-        for row in &rows {
-            problems.push(match self.record(row) {
+        let mut read = Read { records: Vec::new(), inputs: Vec::new(), problems: Vec::with_capacity(rows.len()) };
+        for row in rows {
+            read.problems.push(match self.record(row) {
                 Ok(record) => {
-                    records.push(record);
-                    inputs.push(row.clone());
+                    read.records.push(record);
+                    read.inputs.push(row.clone());
                     None
                 }
                 Err(problem) => Some(problem),
             });
         }
         timing.parse += begun.elapsed();
-        let decisions =
-            self.shared.engine.decide_batch(&self.serving, &records, &inputs, self.addressed).and_then(|batch| {
-                let waiting = Instant::now();
-                batch.receipt.kept_blocking()?;
-                timing.ledger += waiting.elapsed();
-                timing.stages.encode += batch.stages.encode;
-                timing.stages.infer += batch.stages.infer;
-                timing.stages.policy += batch.stages.policy;
-                Ok(batch.decisions)
-            });
-        // What could not be recorded is not answered: every row that was decided on has the same problem then.
-        let (decisions, unrecorded) = match decisions {
-            Ok(decisions) => (decisions, None),
-            Err(error) => (Vec::new(), Some(Problem::from(error))),
-        };
+        read
+    }
 
+    /// Writes an item for each row: its own problem, or what became of the next record.
+    fn write_items(
+        &self,
+        problems: Vec<Option<Problem>>,
+        decisions: Vec<Result<Decision, Problem>>,
+        separator: &[u8],
+        text: &mut Vec<u8>,
+    ) {
         let mut decisions = decisions.into_iter();
         let mut scratch = Scratch::default();
         for (position, problem) in problems.into_iter().enumerate() {
             if position > 0 {
                 text.extend_from_slice(separator);
             }
-            let decided = match problem.or_else(|| unrecorded.clone()) {
-                Some(problem) => Err(problem),
-                None => decisions.next().map_or_else(
-                    || Err(Problem::new(Code::Internal, "the row was not answered")),
-                    |decision| decision.map_err(Problem::from),
-                ),
-            };
-            match decided {
+            let unanswered = || Err(Problem::new(Code::Internal, "the row was not answered"));
+            match problem.map_or_else(|| decisions.next().unwrap_or_else(unanswered), Err) {
                 Ok(decision) => write(text, &Item::Decision(wire::Decision::new(&decision, &mut scratch))),
                 Err(problem) => self.write_problem(text, &problem),
             }
@@ -210,7 +239,7 @@ impl Job {
             return Err(row_too_large(limits.body_bytes_max));
         }
         let value = json::parse(row, limits.depth_max)?;
-        extract::record(value, self.top, |record| self.shared.engine.violations(&self.serving, record))
+        extract::record(value, self.wanted, |record| self.shared.engine.violations(&self.serving, record))
             .map_err(Problem::invalid)
     }
 
@@ -256,13 +285,62 @@ impl Job {
         let mut text = Vec::with_capacity(chunk.len() + 448);
         let mut timing = Timing::default();
         let lines = chunk.split(|byte| *byte == b'\n').filter(|line| !line.iter().all(|byte| b" \t\r".contains(byte)));
-        let lines = lines.map(|line| chunk.slice_ref(line)).collect();
-        self.decide(lines, b"\n", &mut text, &mut timing);
+        let lines: Vec<Bytes> = lines.map(|line| chunk.slice_ref(line)).collect();
+        self.decide(&lines, b"\n", &mut text, &mut timing);
         if !text.is_empty() {
             text.push(b'\n');
         }
         text.into()
     }
+}
+
+/// Rows that were read.
+struct Read<'b> {
+    records: Vec<Record<'b>>,
+    inputs: Vec<Bytes>,
+    /// For each row, in order: `None` is among the records.
+    problems: Vec<Option<Problem>>,
+}
+
+/// Waits until the decisions on `count` records are kept. What could not be recorded is not answered: all of them have that problem then.
+fn keep(
+    count: usize,
+    decided: Result<engine::Batch, engine::Error>,
+    decisions: &mut Vec<Result<Decision, Problem>>,
+    timing: &mut Timing,
+) {
+    let kept = decided.and_then(|batch| {
+        let waiting = Instant::now();
+        batch.receipt.kept_blocking()?;
+        timing.ledger += waiting.elapsed();
+        timing.stages.encode += batch.stages.encode;
+        timing.stages.infer += batch.stages.infer;
+        timing.stages.policy += batch.stages.policy;
+        Ok(batch.decisions)
+    });
+    match kept.map_err(Problem::from) {
+        Ok(batch) => decisions.extend(batch.into_iter().map(|decision| decision.map_err(Problem::from))),
+        Err(problem) => decisions.extend((0..count).map(|_| Err(problem.clone()))),
+    }
+}
+
+/// A budget is spent over rows that are all known, by what each is expected to bring.
+fn may_have_budget(serving: &Serving, media_type: &str) -> Result<(), Problem> {
+    if media_type != extract::JSON {
+        return Err(Problem::new(
+            Code::UnsupportedMediaType,
+            "a budget is spent over all rows at once, and a stream is answered before its end is known: send an array as application/json",
+        ));
+    }
+    if !serving.policy.has_value_at_stake() {
+        let known = "no budget: the policy in force has no value_at_stake to spend one by";
+        return Err(Problem::invalid(vec![Violation::new("/budget", violation::Code::UnknownName, known)]));
+    }
+    if serving.has_experiments() {
+        let treated = "no budget: an experiment runs on this model, and a budget over many customers would treat its groups in another way";
+        return Err(Problem::invalid(vec![Violation::new("/budget", violation::Code::UnknownName, treated)]));
+    }
+    Ok(())
 }
 
 /// A body as chunks of whole lines.

@@ -1,4 +1,5 @@
-//! From the bytes of a body to a record: media type, size, time, JSON, and the envelope `{customer_id, features, context?, explain?}`.
+//! From the bytes of a body to a record: media type, size, time, JSON, and the envelope `{customer_id, features, context?, explain?,
+//! counterfactuals?}`.
 //! Whether the features are legal is the model's business.
 
 use std::collections::HashSet;
@@ -13,8 +14,10 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use super::Shared;
 use super::problem::{Code, Problem};
 use crate::domain::decision::Arm;
+use crate::domain::money::Money;
 use crate::domain::nearest::nearest;
 use crate::domain::policy::fit::audit_violations;
+use crate::domain::reason::counterfactual::COUNTERFACTUALS_MAX;
 use crate::domain::reason::{REASONS_DEFAULT, REASONS_MAX};
 use crate::domain::record::{Entries, Record, Value};
 use crate::domain::violation::{self, LISTED_MAX, Violation, pointer};
@@ -26,6 +29,8 @@ pub(super) const NDJSON: &str = "application/x-ndjson";
 
 /// The longest customer id, in characters.
 pub(super) const CUSTOMER_ID_MAX: usize = 128;
+/// The greatest budget of a batch, in currency units: as of a policy.
+const BUDGET_MAX: f64 = 1e9;
 /// The most entries of a context.
 pub(super) const CONTEXT_MAX: usize = 64;
 
@@ -67,15 +72,16 @@ pub(super) async fn whole(
     }
 }
 
-/// The record in a body, with the reasons that the address asks for by `top`, or the body by `explain`. Where the envelope is broken, `check` is asked for the violations of the features that could be
-/// read, so that everything is told at once.
+/// The record in a body, with what is asked for in the address, or else in the body. Where the envelope is broken, `check` is asked for
+/// the violations of the features that could be read, so that everything is told at once.
 pub(super) fn record<'a>(
     value: Value<'a>,
-    top: Option<usize>,
+    asked: Wanted,
     check: impl FnOnce(&Record<'a>) -> Vec<Violation>,
 ) -> Result<Record<'a>, Vec<Violation>> {
     let mut violations = Vec::new();
-    let (mut customer_id, mut features, mut context, mut explain) = (None, None, None, None);
+    let (mut customer_id, mut features, mut context) = (None, None, None);
+    let (mut explain, mut counterfactuals) = (None, None);
     match value {
         Value::Map(entries) => {
             for (key, value) in entries {
@@ -84,10 +90,12 @@ pub(super) fn record<'a>(
                     "features" => &mut features,
                     "context" => &mut context,
                     "explain" => &mut explain,
+                    "counterfactuals" => &mut counterfactuals,
                     unknown => {
                         if violations.len() < LISTED_MAX {
-                            let meant = nearest(unknown, ["customer_id", "features", "context", "explain"]);
-                            let known = "customer_id, features, context or explain";
+                            let meant =
+                                nearest(unknown, ["customer_id", "features", "context", "explain", "counterfactuals"]);
+                            let known = "customer_id, features, context, explain or counterfactuals";
                             let violation = Violation::new(pointer("", unknown), violation::Code::UnknownName, known);
                             violations.push(violation.or_nearest(meant));
                         }
@@ -132,8 +140,24 @@ pub(super) fn record<'a>(
             false
         }
     };
-    let reasons = if explain { top.unwrap_or(REASONS_DEFAULT) } else { top.unwrap_or(0) };
-    let record = Record { customer_id, features, context, reasons };
+    let reasons = asked.top.unwrap_or(if explain { REASONS_DEFAULT } else { 0 });
+    let own = match counterfactuals {
+        None | Some(Value::Null) => 0,
+        Some(Value::Number(count)) if (0.0..=COUNTERFACTUALS_MAX as f64).contains(&count) && count.fract() == 0.0 => {
+            count as usize
+        }
+        other => {
+            let code = match other {
+                Some(Value::Number(_)) => violation::Code::OutOfRange,
+                _ => violation::Code::WrongType,
+            };
+            let expected = format!("a whole number from 0 to {COUNTERFACTUALS_MAX}");
+            violations.push(Violation::new("/counterfactuals", code, expected));
+            0
+        }
+    };
+    let counterfactuals = asked.counterfactuals.unwrap_or(own);
+    let record = Record { customer_id, features, context, reasons, counterfactuals };
     if violations.is_empty() {
         return Ok(record);
     }
@@ -177,21 +201,69 @@ pub(super) struct Asked {
     /// How many reasons to give for each score. Without it: 3 where the body says `explain: true`, else none.
     #[param(required = false, nullable = false, minimum = 1, maximum = 50)]
     top: Option<usize>,
+    /// How many counterfactuals to look for: the fewest and smallest changes of what can be changed about the customer that would lower
+    /// the tier. Without it: as many as the body says, else none.
+    #[param(required = false, nullable = false, minimum = 1, maximum = 10)]
+    counterfactuals: Option<usize>,
+}
+
+/// The query of batches.
+#[derive(Debug, Clone, Default, serde::Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct AskedOfMany {
+    /// As of one customer, for every row.
+    #[param(required = false, nullable = false, minimum = 1, maximum = 50)]
+    top: Option<usize>,
+    /// As of one customer, for every row.
+    #[param(required = false, nullable = false, minimum = 1, maximum = 10)]
+    counterfactuals: Option<usize>,
+    /// What all interventions of this array may cost together, in the currency of the policy: it is spent where it is expected to be worth
+    /// most, and never more than the budget of the policy has left. Only for policies that know a value at stake, and not for NDJSON.
+    #[param(value_type = f64, required = false, nullable = false, minimum = 0, maximum = 1_000_000_000, example = 1000.00)]
+    budget: Option<String>,
 }
 
 /// The query as axum gives it to a handler.
-pub(super) type Query = Result<axum::extract::Query<Asked>, QueryRejection>;
+pub(super) type Query<Q> = Result<axum::extract::Query<Q>, QueryRejection>;
 
-/// How many reasons the address asks for.
-pub(super) fn top(query: Query) -> Result<Option<usize>, Problem> {
-    let axum::extract::Query(asked) = query?;
-    match asked.top {
-        Some(top) if !(1..=REASONS_MAX).contains(&top) => {
-            let expected = format!("a whole number from 1 to {REASONS_MAX}");
-            Err(Problem::invalid(vec![Violation::new("/top", violation::Code::OutOfRange, expected)]))
+/// What the address asks for beside a decision.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Wanted {
+    top: Option<usize>,
+    counterfactuals: Option<usize>,
+}
+
+/// What the address asks for.
+pub(super) fn wanted(query: Query<Asked>) -> Result<Wanted, Problem> {
+    let axum::extract::Query(Asked { top, counterfactuals }) = query?;
+    legal(top, counterfactuals)
+}
+
+/// What the address of a batch asks for, and the budget that it gives.
+pub(super) fn wanted_of_many(query: Query<AskedOfMany>) -> Result<(Wanted, Option<Money>), Problem> {
+    let axum::extract::Query(AskedOfMany { top, counterfactuals, budget }) = query?;
+    let wanted = legal(top, counterfactuals)?;
+    let Some(text) = budget else { return Ok((wanted, None)) };
+    match Money::parse(&text).filter(|money| (0.0..=BUDGET_MAX).contains(&money.units())) {
+        Some(budget) => Ok((wanted, Some(budget))),
+        None => {
+            let expected = format!("an amount from 0 to {BUDGET_MAX}, with at most six decimals");
+            Err(Problem::invalid(vec![Violation::new("/budget", violation::Code::OutOfRange, expected)]))
         }
-        top => Ok(top),
     }
+}
+
+fn legal(top: Option<usize>, counterfactuals: Option<usize>) -> Result<Wanted, Problem> {
+    let mut violations = Vec::new();
+    for (name, asked, most) in [("/top", top, REASONS_MAX), ("/counterfactuals", counterfactuals, COUNTERFACTUALS_MAX)]
+    {
+        if asked.is_some_and(|count| !(1..=most).contains(&count)) {
+            let expected = format!("a whole number from 1 to {most}");
+            violations.push(Violation::new(name, violation::Code::OutOfRange, expected));
+        }
+    }
+    if violations.is_empty() { Ok(Wanted { top, counterfactuals }) } else { Err(Problem::invalid(violations)) }
 }
 
 /// The arm that the caller addresses by the header `x-mainstay-arm`, where the configuration lets callers do that.

@@ -22,6 +22,7 @@ mod slots;
 mod tls;
 mod trace;
 mod wire;
+mod wire_batch;
 mod wire_experiments;
 mod wire_fairness;
 mod wire_reasons;
@@ -199,7 +200,8 @@ pub fn contract_yaml(admin: bool) -> String {
 /// Errors: why it is none, without a piece of it.
 pub fn read_record(body: &[u8]) -> Result<crate::domain::record::Record<'_>, String> {
     let value = json::parse(body, 64).map_err(|_| "its inputs are not JSON".to_owned())?;
-    extract::record(value, None, |_| Vec::new()).map_err(|_| "its inputs are no customer".to_owned())
+    extract::record(value, extract::Wanted::default(), |_| Vec::new())
+        .map_err(|_| "its inputs are no customer".to_owned())
 }
 
 /// Every route of the data plane that the contract tells of.

@@ -29,7 +29,7 @@ use crate::engine::{self, Receipt, Serving, Stages};
 )]
 pub(super) async fn score(
     state: State<Shared>,
-    asked: extract::Query,
+    asked: extract::Query<extract::Asked>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response<Body>, Problem> {
@@ -51,7 +51,7 @@ pub(super) async fn score(
 pub(super) async fn score_with_model(
     state: State<Shared>,
     model: Result<Path<String>, PathRejection>,
-    asked: extract::Query,
+    asked: extract::Query<extract::Asked>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response<Body>, Problem> {
@@ -61,24 +61,24 @@ pub(super) async fn score_with_model(
 async fn answer(
     State(shared): State<Shared>,
     model: Option<&str>,
-    asked: extract::Query,
+    asked: extract::Query<extract::Asked>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response<Body>, Problem> {
     let serving = shared.engine.serving(model)?;
     extract::media_type(&headers, &[extract::JSON])?;
     let addressed = extract::arm(&shared, &headers)?;
-    let top = extract::top(asked)?;
+    let wanted = extract::wanted(asked)?;
     let limits = &shared.limits;
     let body = extract::whole(&headers, body, limits.body_bytes_max, limits.body_timeout()).await?;
 
     let begun = Instant::now();
     let value = json::parse(&body, limits.depth_max)?;
-    let record =
-        extract::record(value, top, |record| shared.engine.violations(&serving, record)).map_err(Problem::invalid)?;
+    let record = extract::record(value, wanted, |record| shared.engine.violations(&serving, record))
+        .map_err(Problem::invalid)?;
     let parse = begun.elapsed();
-    let (decision, stages, receipt) = if record.reasons > 0 && !serving.explains_quickly() {
-        decide_aside(&shared, &serving, &body, top, addressed).await?
+    let (decision, stages, receipt) = if shared.engine.takes_long(&serving, &record, addressed) {
+        decide_aside(&shared, &serving, &body, wanted, addressed).await?
     } else {
         shared.engine.decide(&serving, &record, &body, addressed)?
     };
@@ -99,13 +99,13 @@ async fn answer(
     Ok(response)
 }
 
-/// Decides on the record in `body` on a thread for long work: to explain it takes thousands of runs of the graph. As many at a time as there
-/// may be batches.
+/// Decides on the record in `body` on a thread for long work: to explain it slowly, or to look for counterfactuals, takes thousands of
+/// rows. As many at a time as there may be batches.
 async fn decide_aside(
     shared: &Shared,
     serving: &Arc<Serving>,
     body: &Bytes,
-    top: Option<usize>,
+    wanted: extract::Wanted,
     addressed: Option<Arm>,
 ) -> Result<(Decision, Stages, Receipt), Problem> {
     let permit = shared.long_work()?;
@@ -113,7 +113,7 @@ async fn decide_aside(
     blocking(move || {
         let _permit = permit;
         let value = json::parse(&body, shared.limits.depth_max)?;
-        let record = extract::record(value, top, |_| Vec::new()).map_err(Problem::invalid)?;
+        let record = extract::record(value, wanted, |_| Vec::new()).map_err(Problem::invalid)?;
         Ok(shared.engine.decide(&serving, &record, &body, addressed)?)
     })
     .await?

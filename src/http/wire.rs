@@ -5,8 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::problem;
-use super::wire_reasons::{Base, Reason};
+use super::wire_reasons::{Base, Counterfactual, Reason};
 use crate::domain::policy::layers::Chance;
 use crate::domain::{decision, policy};
 use crate::engine;
@@ -27,6 +26,9 @@ pub(super) struct Customer {
     /// Whether to give the reasons of the score: 3 of them, or as many as the query says by `top`.
     #[schema(required = false)]
     explain: Option<bool>,
+    /// How many counterfactuals to look for, unless the query says it.
+    #[schema(required = false, minimum = 0, maximum = 10)]
+    counterfactuals: Option<u8>,
 }
 
 /// The contract of `context`; a derive has no word for its bound.
@@ -76,8 +78,9 @@ pub(super) struct Decision<'d> {
     value_at_stake: Option<f64>,
     /// The rules that led to the intervention: `segment:NAME`, `eligibility:ACTION:FIELD` (not offered, since this condition does not
     /// hold), `budget:refused:ACTION` (there was no money left for it), `budget:shadow_price` (it is not worth it while money is that
-    /// dear), `holdout`, `experiment` (an experiment offers it before all others), `fallback:ACTION`, `objective:NAME`. Absent where the
-    /// policy only looks at the score.
+    /// dear), `capacity:refused:ACTION` (no place was left in its period), `budget:allocation` (chosen to spend the budget of a batch),
+    /// `holdout`, `experiment` (an experiment offers it before all others), `fallback:ACTION`, `objective:NAME`. Absent where the policy only
+    /// looks at the score.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schema(required = false, example = json!(["segment:new-monthly", "objective:expected_value"]))]
     rules: Vec<String>,
@@ -102,6 +105,11 @@ pub(super) struct Decision<'d> {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     reasons: Option<Vec<Reason<'d>>>,
+    /// What would lower the tier: all with the same, least number of changes, the nearest first; empty where nothing was found. Only
+    /// where they were asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    counterfactuals: Option<Vec<Counterfactual<'d>>>,
 }
 
 /// An action with what it costs and what it is expected to do.
@@ -158,25 +166,6 @@ pub(super) struct Model<'d> {
 pub(super) enum Arm {
     Champion,
     Challenger,
-}
-
-/// The answer to a batch: one item per row, in order.
-#[derive(Serialize, ToSchema)]
-#[schema(as = Batch)]
-pub(super) struct Batch<'d> {
-    /// A decision, or the row's own problem. A decision has a `decision_id`, a problem has a `status`.
-    results: Vec<Item<'d>>,
-}
-
-/// A decision, or the row's own problem.
-#[derive(Serialize, ToSchema)]
-#[serde(untagged)]
-#[schema(as = Item)]
-pub(super) enum Item<'d> {
-    /// The row was decided on.
-    Decision(Decision<'d>),
-    /// It was not, and why.
-    Problem(problem::Document<'d>),
 }
 
 /// The models in service.
@@ -314,6 +303,10 @@ impl<'d> Decision<'d> {
             policy_version: decision.policy.version(),
             base: decision.explanation.as_deref().map(Base::new),
             reasons: decision.explanation.as_deref().map(Reason::all),
+            counterfactuals: decision
+                .counterfactuals
+                .as_deref()
+                .map(|found| Counterfactual::all(found, &decision.policy)),
         }
     }
 }

@@ -1,11 +1,12 @@
-//! What goes over the wire about the reasons of a score. Translation only.
+//! What goes over the wire about the reasons of a score, and what would change it. Translation only.
 
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::wire::FeatureValue;
 use crate::domain::bundle::feature::Scalar;
-use crate::domain::reason::{self, Explanation};
+use crate::domain::policy::Policy;
+use crate::domain::reason::{self, Explanation, counterfactual};
 
 /// A customer of whom nothing is known: this and the contributions of all features sum up to the score.
 #[derive(Debug, Serialize, ToSchema)]
@@ -56,6 +57,54 @@ pub(super) struct Reason<'d> {
     /// The median of the training data, or its most frequent category.
     #[schema(value_type = FeatureValue)]
     typical: Option<&'d Scalar>,
+}
+
+/// Changes that would lower the tier of this customer, by the model: what it has seen of others, not what would follow for sure.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Counterfactual<'d> {
+    /// One for each feature that is changed, at most three.
+    changes: Vec<Change<'d>>,
+    /// The score with them.
+    #[schema(minimum = 0, maximum = 1)]
+    score: f64,
+    /// The tier with them.
+    #[schema(value_type = String, example = "low")]
+    tier: &'d str,
+}
+
+/// A change of one feature.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Change<'d> {
+    /// The feature.
+    #[schema(value_type = String, example = "Contract")]
+    feature: &'d str,
+    /// The value of this customer.
+    #[schema(value_type = FeatureValue)]
+    from: &'d Scalar,
+    /// What it is changed to.
+    #[schema(value_type = FeatureValue)]
+    to: &'d Scalar,
+    /// A sentence for people.
+    #[schema(value_type = String)]
+    text: &'d str,
+}
+
+impl<'d> Counterfactual<'d> {
+    /// All that were `found`, under the policy that decided.
+    pub(super) fn all(found: &'d [counterfactual::Counterfactual], policy: &'d Policy) -> Vec<Self> {
+        let change = |told: &'d counterfactual::Told| Change {
+            feature: &told.feature,
+            from: &told.from,
+            to: &told.to,
+            text: &told.text,
+        };
+        let one = |one: &'d counterfactual::Counterfactual| Self {
+            changes: one.changes.iter().map(change).collect(),
+            score: one.verdict.score.value(),
+            tier: &policy.tiers()[one.verdict.tier].name,
+        };
+        found.iter().map(one).collect()
+    }
 }
 
 impl Base {

@@ -10,7 +10,7 @@ use crate::domain::rollout;
 use crate::domain::rollout::comparison::Comparison;
 use crate::domain::rollout::guardrail::{Reading, Verdict};
 use crate::domain::rollout::slots::{Approval, Colour, Role};
-use crate::engine::{Balance, Moved, Standing};
+use crate::engine::{Balance, Moved, Occupancy, Standing};
 use crate::ledger::Recalled;
 
 /// The slots of every model.
@@ -40,6 +40,10 @@ pub(super) struct Slots {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     budget: Option<Budget>,
+    /// How many customers have the interventions that are only for so many. Absent where there are none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false)]
+    capacities: Vec<Capacity>,
     /// The moves that are legal now.
     legal: Vec<&'static str>,
     /// Roles that have not agreed to a promotion.
@@ -88,6 +92,29 @@ impl From<Balance> for Budget {
             left: left.units(),
             shadow_price: balance.shadow_price,
         }
+    }
+}
+
+/// How an intervention stands that is only for so many customers.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Capacity {
+    /// Its action.
+    action: String,
+    /// How many customers can have it in each period.
+    count: u32,
+    /// `day`, `week` or `month`, of the UTC calendar.
+    per: &'static str,
+    /// When the next one begins.
+    #[schema(value_type = String, format = DateTime)]
+    to: String,
+    /// How many have it in this one.
+    taken: u32,
+}
+
+impl From<Occupancy> for Capacity {
+    fn from(occupancy: Occupancy) -> Self {
+        let Occupancy { action, capacity, period_ms, taken } = occupancy;
+        Self { action, count: capacity.count, per: capacity.per.name(), to: time(period_ms.end as i64), taken }
     }
 }
 
@@ -259,6 +286,7 @@ impl From<Standing> for Slots {
             dropped,
             fallbacks,
             balance,
+            occupancies,
             legal,
             missing,
             unloaded,
@@ -323,6 +351,7 @@ impl From<Standing> for Slots {
             }),
             policy,
             budget: balance.map(Budget::from),
+            capacities: occupancies.into_iter().map(Capacity::from).collect(),
             legal,
             approvals_missing: missing,
             journalled,

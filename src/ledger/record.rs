@@ -143,6 +143,11 @@ fn exact<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<f64
     }
 }
 
+/// The same of a number that is always there.
+fn exact_number<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    exact(deserializer)?.ok_or_else(|| serde::de::Error::custom("expected a number"))
+}
+
 /// One reason of an answer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -150,7 +155,19 @@ pub struct Reason {
     /// Its stable code.
     pub code: String,
     /// Its contribution in log-odds.
+    #[serde(deserialize_with = "exact_number")]
     pub shap: f64,
+}
+
+impl Reason {
+    /// The reasons of `explanation`, as they are recorded.
+    pub fn all(explanation: &reason::Explanation) -> Vec<Self> {
+        let one = |reason: &reason::Reason| Self {
+            code: explanation.book.words(reason.feature).code.clone(),
+            shap: reason.log_odds,
+        };
+        explanation.reasons.iter().map(one).collect()
+    }
 }
 
 impl Extra {
@@ -161,14 +178,7 @@ impl Extra {
             return Ok("{}".into());
         }
         let mut extra = Self::of(policy, *tier, *value_at_stake, trace, choice, chance.as_ref());
-        extra.reasons = explanation.as_ref().map(|explanation| {
-            let reasons = explanation.reasons.iter();
-            let reason = |reason: &reason::Reason| Reason {
-                code: explanation.book.words(reason.feature).code.clone(),
-                shap: reason.log_odds,
-            };
-            reasons.map(reason).collect()
-        });
+        extra.reasons = explanation.as_deref().map(Reason::all);
         let text = serde_json::to_string(&extra).map_err(|error| super::Error::Broken(error.to_string()))?;
         Ok(text.into())
     }

@@ -23,6 +23,7 @@ use crate::domain::bundle::feature::Scalar;
 use crate::domain::bundle::golden;
 use crate::domain::bundle::schema::Schema;
 use crate::domain::decision::ModelId;
+use crate::domain::reason::counterfactual::Levers;
 use crate::domain::reason::{Book, Contributions};
 use crate::domain::score::{Platt, Score};
 
@@ -104,6 +105,7 @@ pub struct Model {
     probe: Probe,
     explainer: explain::Explainer,
     book: Arc<Book>,
+    levers: Levers,
 }
 
 impl Model {
@@ -124,6 +126,7 @@ impl Model {
         // Opening the bundle made sure that there are some.
         let example = golden.rows.swap_remove(0);
         let book = Arc::new(Book::new(&card.features, &baseline));
+        let levers = Levers::new(&card.features, &baseline);
         Ok(Self {
             id: Arc::new(id),
             card,
@@ -136,6 +139,7 @@ impl Model {
             probe,
             explainer,
             book,
+            levers,
         })
     }
 
@@ -199,6 +203,11 @@ impl Model {
     /// The words of its features.
     pub fn book(&self) -> &Arc<Book> {
         &self.book
+    }
+
+    /// What can be changed about its customers.
+    pub fn levers(&self) -> &Levers {
+        &self.levers
     }
 
     /// The scores of `rows`, row-major, as one run of the graph; a place is `None` where the answer is no probability.

@@ -1,6 +1,7 @@
 //! Bounds of load and time: what is over them is told to wait, and the rest is answered.
 
 use std::io::{Read, Write};
+use std::net::TcpStream;
 
 use serde_json::json;
 
@@ -21,9 +22,8 @@ async fn a_request_too_many_is_shed_and_health_still_answers() {
     until(async || service.post("/v1/score", &customer()).await.status == 200).await;
 }
 
-#[tokio::test]
-async fn a_batch_too_many_is_shed() {
-    let service = Service::start(&["limits.batches_max=1"]);
+/// Takes one of the places for long work, until the stream that is given back is dropped.
+pub(crate) fn hold_long_work(service: &Service) -> TcpStream {
     let mut slow = service.connect();
     let head = HEAD.replace("/v1/score", "/v1/score/batch").replace("application/json", "application/x-ndjson");
     slow.write_all(head.as_bytes()).expect("written");
@@ -31,6 +31,13 @@ async fn a_batch_too_many_is_shed() {
     let mut status = [0; 12];
     slow.read_exact(&mut status).expect("an answer");
     assert_eq!(&status, b"HTTP/1.1 200");
+    slow
+}
+
+#[tokio::test]
+async fn a_batch_too_many_is_shed() {
+    let service = Service::start(&["limits.batches_max=1"]);
+    let _slow = hold_long_work(&service);
     let answer = service.post("/v1/score/batch", &json!([])).await;
     assert_eq!((answer.status, answer.code().as_str()), (503, "overloaded"));
     assert_eq!(service.post("/v1/score", &customer()).await.status, 200);

@@ -1,9 +1,11 @@
 //! Integration tests: the real server with the real bundles on port 0, spoken to over TCP. One binary, so that ONNX Runtime
 //! is loaded once.
 
+mod allocation;
 mod batch;
 mod bundle;
 mod contract;
+mod counterfactuals;
 mod experiments;
 mod health;
 mod ledger;

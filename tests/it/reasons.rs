@@ -3,7 +3,7 @@
 use insta::assert_json_snapshot;
 use serde_json::{Value, json};
 
-use crate::ledger::problems;
+use crate::ledger::{mainstay, problems};
 use crate::service::{Service, customer, customer_with, golden, shared};
 
 fn log_odds(score: f64) -> f64 {
@@ -165,4 +165,74 @@ async fn what_is_no_request_for_reasons_is_refused() {
     body["explain"] = json!("yes");
     let problem = shared().post("/v1/score", &body).await.json();
     assert_eq!(problem["errors"][0]["pointer"], "/explain", "{problem}");
+}
+
+/// A service whose policy wants two reasons for every medium score, and none for the others.
+fn explaining(directory: &std::path::Path, overrides: &[&str], version: &str) -> Service {
+    let document = include_str!("../../models/policy/default.toml");
+    let document = document.replacen("score = \"[0.5, 0.8]\"", "score = \"[0.5, 0.8]\"\nexplain = 2", 1);
+    let path = directory.join("explaining.toml");
+    std::fs::write(&path, document).expect("written");
+    let serve = format!(
+        "models.serve=[{{ name = \"telco-churn\", version = \"{version}\", policy = \"{}\" }}]",
+        path.display()
+    );
+    Service::start_in(directory, &[&[serve.as_str()], overrides].concat())
+}
+
+#[tokio::test]
+async fn a_policy_wants_reasons_for_a_tier_whoever_asks() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let service = explaining(directory.path(), &[], "1.0.0");
+    let customers: Vec<Value> = golden("telco-churn/1.0.0").into_iter().map(|(customer, _)| customer).collect();
+    let rows = service.post("/v1/score/batch", &json!(customers)).await.json()["results"].clone();
+    let rows = rows.as_array().expect("results");
+    let medium = rows.iter().position(|row| row["tier"] == "medium").expect("a medium score");
+    for row in rows {
+        let wanted = (row["tier"] == "medium").then_some(2);
+        assert_eq!(row["reasons"].as_array().map(Vec::len), wanted, "{row}");
+    }
+    let count = async |path: &str| {
+        let decision = service.post(path, &customers[medium]).await.json();
+        decision["reasons"].as_array().map(Vec::len)
+    };
+    assert_eq!(count("/v1/score").await, Some(2));
+    assert_eq!(
+        (count("/v1/score?top=1").await, count("/v1/score?top=5").await),
+        (Some(2), Some(5)),
+        "the more of the two"
+    );
+    let last = (rows.len() + 3).to_string();
+    let (code, text) = mainstay(&service.ledger, &["replay", "--last", &last]);
+    assert!(code == 0 && text.contains(&format!("{last} of {last} decisions came out the same")), "{text}");
+}
+
+#[tokio::test]
+async fn a_policy_never_lets_slow_reasons_onto_the_thread_of_a_request() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let overrides = ["models.dir=tests/data/bundles", "limits.batches_max=1"];
+    let service = explaining(directory.path(), &overrides, "9.0.1-shifted");
+    let customers = golden("telco-churn/1.2.0");
+    let mut seen = [0, 0];
+    for (customer, _) in customers.iter().take(40) {
+        let decision = service.post("/v1/score", customer).await.json();
+        let is_medium = decision["tier"] == "medium";
+        assert_eq!(decision.get("reasons").is_some(), is_medium, "{decision}");
+        seen[usize::from(is_medium)] += 1;
+    }
+    assert!(seen[0] > 0 && seen[1] > 0, "{seen:?}");
+    // While all threads for long work are taken, who needs none is answered, and who needs one is told to come again.
+    let _slow = crate::limits::hold_long_work(&service);
+    let mut refused = 0;
+    for (customer, _) in customers.iter().take(40) {
+        let answer = service.post("/v1/score", customer).await;
+        match answer.status {
+            200 => assert_ne!(answer.json()["tier"], "medium"),
+            status => {
+                assert_eq!(status, 503, "{}", answer.text);
+                refused += 1;
+            }
+        }
+    }
+    assert_eq!(refused, seen[1]);
 }

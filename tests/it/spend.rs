@@ -1,5 +1,5 @@
-//! Budgets and holdouts over HTTP: never more is spent than there is, whoever asks at once and whenever the service starts again; who is
-//! held out stays held out; and all of it is on record and comes out the same again.
+//! Budgets, capacities and holdouts over HTTP: never more is spent than there is, whoever asks at once and whenever the service starts again;
+//! who is held out stays held out; and all of it is on record and comes out the same again.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -218,4 +218,60 @@ async fn who_is_held_out_is_offered_nothing_and_stays_held_out() {
     }
     assert_eq!(seen[0], seen[1]);
     assert!((15..=45).contains(&seen[0].len()), "{}", seen[0].len());
+}
+
+#[tokio::test]
+async fn never_more_customers_have_an_intervention_than_its_capacity() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let capped = CALL.replace("cost = 20.1", "cost = 20.1\ncapacity = { count = 25, per = \"month\" }");
+    write(directory.path(), &capped);
+    let taken = async |service: &Service| service.get_admin("/v1/slots/telco-churn").await.json()["capacities"].clone();
+    let mut decisions = Vec::new();
+    for (count, called) in [(5, 13), (20, 25)] {
+        let service = Arc::new(start(directory.path(), &[]));
+        decisions.extend(decide_at_once(&service, count).await);
+        let offered = |action: &str| decisions.iter().filter(|one| one["intervention"]["action"] == action).count();
+        assert_eq!((offered("call"), offered("mail")), (called, decisions.len() - called));
+        let stands = &taken(&service).await[0];
+        assert_eq!(
+            (&stands["action"], &stands["count"], &stands["per"]),
+            (&json!("call"), &json!(25), &json!("month"))
+        );
+        assert_eq!(stands["taken"], called, "also after a restart");
+    }
+    let service = start(directory.path(), &[]);
+    let late = decisions.iter().find(|one| one["intervention"]["action"] == "mail").expect("a letter");
+    assert_eq!(late["rules"], json!(["capacity:refused:call", "fallback:mail", "objective:tier"]));
+    let count = decisions.len().to_string();
+    let (code, text) = mainstay(&service.ledger, &["replay", "--last", &count]);
+    assert!(code == 0 && text.contains(&format!("{count} of {count} decisions came out the same")), "{text}");
+    // A wider one goes on where the last one stood.
+    let wider = json!({"by": "ops", "document": capped.replace("count = 25", "count = 26")});
+    assert_eq!(service.post_admin("/v1/slots/telco-churn/apply_policy", &[], &wider).await.status, 200);
+    let actions = [decide(&service, &named("D-1")).await, decide(&service, &named("D-2")).await];
+    assert_eq!(actions.map(|one| one["intervention"]["action"].clone()), [json!("call"), json!("mail")]);
+}
+
+#[tokio::test]
+async fn a_batch_with_a_budget_takes_no_more_places_than_there_are() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let valued = CALL
+        .replace("cost = 20.1", "cost = 20.1\ncapacity = { count = 3, per = \"week\" }")
+        .replace("currency = \"USD\"", "currency = \"USD\"\nvalue_at_stake = 1000");
+    write(directory.path(), &format!("{valued}\n[budget]\namount = 100\nperiod = \"week\""));
+    let service = start(directory.path(), &[]);
+    let rows: Vec<Value> = (0..9).map(|at| named(&format!("C-{at}"))).collect();
+    let answer = service.post("/v1/score/batch?budget=98", &json!(rows)).await.json();
+    let results = answer["results"].as_array().expect("results");
+    let with = |action: &str| results.iter().filter(|one| one["intervention"]["action"] == action).count();
+    assert_eq!((with("call"), with("mail")), (3, 6), "{answer}");
+    assert_eq!(answer["allocation"]["spent"], 67.8);
+    let told = |rule: &str| results.iter().filter(|one| one["rules"].to_string().contains(rule)).count();
+    assert_eq!((told("capacity:refused:call"), told("budget:allocation")), (6, 9), "{answer}");
+    let stands = service.get_admin("/v1/slots/telco-churn").await.json();
+    assert_eq!((&stands["capacities"][0]["taken"], &stands["budget"]["spent"]), (&json!(3), &json!(67.8)));
+    let next = decide(&service, &named("C-9")).await;
+    assert_eq!(next["rules"], json!(["capacity:refused:call", "fallback:mail", "objective:tier"]));
+    let (code, text) = mainstay(&service.ledger, &["replay", "--last", "10"]);
+    assert!(code == 0 && text.contains("1 of 10 decisions") && text.contains("9 more came out the same"), "{text}");
 }

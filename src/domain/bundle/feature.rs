@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::protected::why_protected;
+
 /// The most features that one model may have.
 pub const FEATURES_MAX: usize = 1_024;
 /// The most columns that one model's input may have.
@@ -42,6 +44,9 @@ pub struct Feature {
     pub missing: Missing,
     /// The age in hours from which the value counts as stale.
     pub freshness_hours: u32,
+    /// What can be changed about it for a customer's good; without it, nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub actionable: Option<Actionable>,
     /// How it is told as a reason; without it, by its name and description.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<Reason>,
@@ -57,6 +62,22 @@ pub struct Reason {
     pub raises: String,
     /// The sentence where it lowers the score; 1 to 200 characters.
     pub lowers: String,
+}
+
+/// How a feature can be changed for a customer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Actionable {
+    /// To any other legal value.
+    Any,
+    /// Numbers only: to a lower one.
+    Lower,
+    /// Numbers only: to a higher one.
+    Raise,
+    /// Categories only: from any of these, two at least, to any other of these. Who has another one keeps it.
+    Between(Vec<String>),
+    /// The same, where each is a step from the one before: what lies between two of them counts.
+    Steps(Vec<String>),
 }
 
 /// The type of a feature's values.
@@ -149,6 +170,29 @@ impl Feature {
                 }
             }
         }
+        if let Some(actionable) = &self.actionable {
+            let known = |name: &String| self.categories.as_ref().is_some_and(|known| known.contains_key(name));
+            let is_legal = match (actionable, self.kind) {
+                (Actionable::Any, _) => true,
+                (Actionable::Lower | Actionable::Raise, kind) => kind != Kind::Category,
+                (Actionable::Between(names) | Actionable::Steps(names), kind) => {
+                    let is_repeated = |at: usize| names[..at].contains(&names[at]);
+                    kind == Kind::Category
+                        && names.len() >= 2
+                        && names.iter().all(known)
+                        && !(0..names.len()).any(is_repeated)
+                }
+            };
+            if !is_legal {
+                broken(
+                    "`actionable` is \"any\"; for numbers also \"lower\" or \"raise\"; for categories also {\"between\": […]} or {\"steps\": […]} with at least two of them"
+                        .to_owned(),
+                );
+            }
+            if let Some(why) = why_protected(name) {
+                broken(format!("is {why}: it is not `actionable`, with a waiver or without"));
+            }
+        }
         match self.kind {
             Kind::Number | Kind::Integer => {
                 match self.range {
@@ -199,5 +243,40 @@ impl Feature {
             }
         }
         problems
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_can_be_changed_fits_the_type_and_is_never_protected() {
+        let dictionary: Vec<Feature> =
+            serde_json::from_str(include_str!("../../../tests/data/dictionary.json")).expect("a legal dictionary");
+        let with = |name: &str, way: &str| {
+            let feature = dictionary.iter().find(|feature| feature.name == name).expect("a feature");
+            let actionable: Option<Actionable> = serde_json::from_str(way).expect("a way");
+            Feature { actionable, ..feature.clone() }.problems().len()
+        };
+        for (name, way) in [("tenure", "\"raise\""), ("Charges", "\"lower\""), ("Contract", "\"any\"")] {
+            assert_eq!(with(name, way), 0, "{name} {way}");
+        }
+        assert_eq!(with("Contract", r#"{"between": ["One year", "Two year"]}"#), 0);
+        assert_eq!(with("Contract", r#"{"steps": ["Month-to-month", "One year", "Two year"]}"#), 0);
+        for (name, way) in [
+            ("Contract", "\"lower\""),
+            ("tenure", r#"{"between": ["One year", "Two year"]}"#),
+            ("Contract", r#"{"steps": ["One year"]}"#),
+            ("Contract", r#"{"between": ["One year", "One year"]}"#),
+            ("Contract", r#"{"between": ["One year", "Three years"]}"#),
+        ] {
+            assert_eq!(with(name, way), 1, "{name} {way}");
+        }
+        let protected = Feature { name: "age".to_owned(), actionable: Some(Actionable::Any), ..dictionary[0].clone() };
+        assert_eq!(
+            protected.problems(),
+            ["feature \"age\": is a protected attribute: it is not `actionable`, with a waiver or without"]
+        );
     }
 }

@@ -63,8 +63,10 @@ pub struct Choice {
     pub cost: Money,
     /// What it is expected to be worth: what it saves less what it costs. `None` where no value is at stake.
     pub expected_value: Option<f64>,
-    /// What would have been chosen, had there been money for it.
+    /// What would have been chosen, had there been money or a place for it.
     pub refused: Refused,
+    /// What of that had no place left.
+    pub full: Refused,
     /// By how much a unit of money was dearer than itself.
     pub shadow_price: f64,
     /// Whether something else would have been worth most, had money been no dearer than itself.
@@ -73,15 +75,17 @@ pub struct Choice {
     pub holdout: bool,
     /// Whether it was chosen because an experiment offers it before all others.
     pub preferred: bool,
+    /// Whether it was chosen with those for all other rows of a batch, to spend one budget over them.
+    pub allocated: bool,
 }
 
-/// Interventions that there was no money for.
+/// Interventions that there was no money or no place for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Refused(u64);
 
 impl Refused {
-    /// By their places; the one that does nothing is never among them, so that sixty-four bits suffice.
-    fn add(&mut self, intervention: usize) {
+    /// Adds one by its place; the one that does nothing is never among them, so that sixty-four bits suffice.
+    pub fn add(&mut self, intervention: usize) {
         self.0 |= 1 << (intervention - 1);
     }
 
@@ -92,7 +96,7 @@ impl Refused {
 }
 
 impl Choice {
-    /// Whether something else would have been chosen, had there been money for it.
+    /// Whether something else would have been chosen, had there been money or a place for it.
     pub fn stepped_down(&self) -> bool {
         self.refused != Refused::default()
     }
@@ -100,6 +104,10 @@ impl Choice {
 
 /// The rule that tells of an intervention that there was no money for; its action follows.
 pub const REFUSED: &str = "budget:refused:";
+/// The rule that tells of an intervention that had no place left in its period; its action follows.
+pub const FULL: &str = "capacity:refused:";
+/// The rule that tells of a choice that was made for a whole batch, to spend one budget over it.
+pub const ALLOCATED: &str = "budget:allocation";
 
 impl Policy {
     /// What could be done about a customer with this score, of whom `values` are known.
@@ -190,7 +198,9 @@ impl Policy {
             rules.push(format!("eligibility:{}:{field}", intervention.action));
         }
         for (place, intervention) in self.interventions.iter().enumerate() {
-            if choice.refused.contains(place) {
+            if choice.full.contains(place) {
+                rules.push(format!("{FULL}{}", intervention.action));
+            } else if choice.refused.contains(place) {
                 rules.push(format!("{REFUSED}{}", intervention.action));
             }
         }
@@ -202,6 +212,8 @@ impl Policy {
             rules.push("holdout".to_owned());
         } else if choice.preferred {
             rules.push("experiment".to_owned());
+        } else if choice.allocated {
+            rules.push(ALLOCATED.to_owned());
         } else if self.objective == Objective::Tier && first.is_some_and(|first| *first != choice.intervention) {
             rules.push(format!("fallback:{}", self.interventions[choice.intervention].action));
         }
@@ -244,6 +256,13 @@ impl Assessment {
         Choice { holdout: true, ..self.choice(None) }
     }
 
+    /// The choice of an allocation over many customers, at the shadow price of that moment: nothing, where this intervention is not
+    /// offered or not worth its cost.
+    pub fn allocate(&self, intervention: usize, shadow_price: f64) -> Choice {
+        let is_it = |offer: &&Offer| offer.intervention == intervention && offer.gain > offer.cost.units();
+        Choice { allocated: true, shadow_price, ..self.choice(self.offers.iter().find(is_it)) }
+    }
+
     fn choice(&self, offer: Option<&Offer>) -> Choice {
         let nothing = Offer { intervention: 0, cost: Money::ZERO, gain: 0.0 };
         let offer = offer.unwrap_or(&nothing);
@@ -252,10 +271,12 @@ impl Assessment {
             cost: offer.cost,
             expected_value: self.value_at_stake.map(|_| offer.gain - offer.cost.units()),
             refused: Refused::default(),
+            full: Refused::default(),
             shadow_price: 0.0,
             priced_out: false,
             holdout: false,
             preferred: false,
+            allocated: false,
         }
     }
 
@@ -307,6 +328,7 @@ mod tests {
             features: vec![("Contract".into(), Value::Text(contract.into())), ("tenure".into(), Value::Number(tenure))],
             context: context.into_iter().map(|(name, value)| (name.into(), value)).collect(),
             reasons: 0,
+            counterfactuals: 0,
         }
     }
 

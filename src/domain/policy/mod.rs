@@ -93,6 +93,8 @@ pub struct Tier {
     /// What its customers are offered with the objective `tier`: the first of these interventions that a customer may have, by their
     /// places. Empty with another objective.
     pub preferences: Vec<usize>,
+    /// How many reasons each of its decisions has, whoever asks; 0 where only the caller says.
+    pub explain: usize,
 }
 
 /// Customers for whom something is otherwise.
@@ -214,6 +216,11 @@ impl Policy {
         self.holdout.as_ref()
     }
 
+    /// Whether some intervention is only for so many customers in a time.
+    pub fn has_capacities(&self) -> bool {
+        self.interventions.iter().any(|intervention| intervention.capacity.is_some())
+    }
+
     /// Whether a customer is kept from intervention.
     pub fn holds_out(&self, customer_id: &str) -> bool {
         self.holdout.as_ref().is_some_and(|holdout| holdout.keeps(customer_id))
@@ -226,12 +233,18 @@ impl Policy {
 
     /// Whether the score alone decides: then there is nothing to trace, and nothing else has to be known to decide again.
     pub fn is_plain(&self) -> bool {
-        self.fields.is_empty() && self.value_at_stake.is_none() && self.budget.is_none() && self.holdout.is_none()
+        let is_bound = self.budget.is_some() || self.holdout.is_some() || self.has_capacities();
+        self.fields.is_empty() && self.value_at_stake.is_none() && !is_bound
     }
 
     /// What a tier offers first, where the tier decides.
     pub fn first_of(&self, tier: &Tier) -> Option<&Intervention> {
         tier.preferences.first().and_then(|place| self.interventions.get(*place))
+    }
+
+    /// Whether it wants reasons for some of its tiers.
+    pub fn explains(&self) -> bool {
+        self.tiers.iter().any(|tier| tier.explain > 0)
     }
 
     /// The place of the one segment that a customer belongs to, if any.

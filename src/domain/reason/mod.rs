@@ -1,6 +1,7 @@
 //! Reasons: which features moved a score most, with the customer's value, the typical one, a stable code and a sentence. The numbers
 //! come from `shap`, `linear` or `shapley`; the words from the feature dictionary.
 
+pub mod counterfactual;
 pub mod linear;
 pub mod shap;
 mod shap_tables;

@@ -72,7 +72,7 @@ impl<'p> Way<'p> {
             let price = self.account.as_ref().map_or(0.0, Account::shadow_price);
             (assessment.hold_out(), free(price).intervention)
         } else if let Some(account) = &self.account {
-            let (choice, reserved) = account.choose(&assessment, at_ms);
+            let (choice, reserved) = account.choose(&assessment, at_ms, |_| true);
             reserved.into_iter().for_each(Reserved::keep);
             (choice, choice.intervention)
         } else {

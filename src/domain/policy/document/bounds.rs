@@ -1,10 +1,11 @@
-//! What bounds a policy as a whole: its budget, and the customers whom it leaves alone.
+//! What bounds a policy: its budget, the customers whom it leaves alone, and how many reasons a tier wants.
 
 use super::super::Period;
 use super::super::budget::Budget;
 use super::super::holdout::Holdout;
 use super::table::{Item, Reader, Table};
 use crate::domain::money::Money;
+use crate::domain::reason::REASONS_MAX;
 
 impl Reader {
     pub(super) fn budget(&mut self, root: &Table) -> Option<Budget> {
@@ -22,6 +23,17 @@ impl Reader {
         });
         let period = self.need(&table, "period").and_then(|item| self.period(&item));
         Some(Budget { amount: amount?, period: period? })
+    }
+
+    /// How many reasons the decisions of a tier have: `explain = 3`.
+    pub(super) fn explain(&mut self, tier: &Table) -> usize {
+        let Some(item) = self.get(tier, "explain") else { return 0 };
+        let found =
+            self.number(&item).filter(|count| (1.0..=REASONS_MAX as f64).contains(count) && count.fract() == 0.0);
+        if found.is_none() {
+            self.problem(&item.at, format_args!("expected how many reasons: a whole number from 1 to {REASONS_MAX}"));
+        }
+        found.unwrap_or_default() as usize
     }
 
     pub(super) fn period(&mut self, item: &Item) -> Option<Period> {
@@ -75,6 +87,21 @@ mod tests {
         for told in ["budget.amount: expected 0", "budget.period: expected \"day\"", "colour", "holdout.share", "salt"]
         {
             assert!(problems.contains(told), "{told} in {problems}");
+        }
+    }
+
+    #[test]
+    fn a_tier_says_how_many_reasons_it_wants() {
+        let with = |explain: &str| {
+            let text = format!("score = \"(0.8, 1]\"\nexplain = {explain}");
+            parse(&DEFAULT.replacen("score = \"(0.8, 1]\"", &text, 1), "v")
+        };
+        let policy = with("3").expect("legal");
+        assert_eq!(policy.tiers().iter().map(|tier| tier.explain).collect::<Vec<_>>(), [3, 0, 0]);
+        assert!(policy.explains() && policy.is_plain() && !parse(DEFAULT, "v").expect("legal").explains());
+        for illegal in ["0", "51", "2.5", "true"] {
+            let problems = with(illegal).expect_err("illegal").join("\n");
+            assert!(problems.contains("tiers[0].explain: expected"), "{problems}");
         }
     }
 }

@@ -238,14 +238,15 @@ impl Reader {
         let problems_before = self.problems.len();
         for item in &items {
             let Some(entry) = self.table(item) else { continue };
-            self.only(&entry, &["name", "score", "intervention", "fallback"]);
+            self.only(&entry, &["name", "score", "intervention", "fallback", "explain"]);
             let name = self.need_word(&entry, "name");
             if tiers.iter().any(|tier| tier.name == name) {
                 self.problem(&item.at.key("name"), format_args!("\"{name}\" stands more than once"));
             }
             let band = self.need(&entry, "score").and_then(|item| self.band(&item));
             let preferences = self.preferences(&entry, interventions, objective);
-            tiers.push(Tier { name, band: band.unwrap_or(Interval::closed(0.0, 1.0)), preferences });
+            let explain = self.explain(&entry);
+            tiers.push(Tier { name, band: band.unwrap_or(Interval::closed(0.0, 1.0)), preferences, explain });
         }
         // Coverage can only be judged when every band was understood.
         if self.problems.len() == problems_before {
