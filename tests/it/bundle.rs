@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use mainstay::model::{Error, LoadOptions, Model, Runtime};
+use mainstay::model::{Choice, Error, LoadOptions, Model, Runtime};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -48,8 +48,12 @@ impl Copy {
     }
 
     fn load(&self) -> Result<Model, Error> {
+        self.load_by(Choice::Auto)
+    }
+
+    fn load_by(&self, evaluator: Choice) -> Result<Model, Error> {
         let runtime = Runtime::load(&config(&[]).expect("a configuration").runtime.library).expect("ONNX Runtime");
-        Model::load(runtime, &self.path, LoadOptions { lanes: 1, row_p99_us_max: 1_000_000 })
+        Model::load(runtime, &self.path, LoadOptions { lanes: 1, row_p99_us_max: 1_000_000, evaluator })
     }
 
     /// The problems that it is refused for.
