@@ -394,7 +394,8 @@ mod tests {
 
     fn number() -> impl Strategy<Value = f32> {
         let at = (-3_i8..4).prop_map(f32::from);
-        let ends = prop::sample::select(vec![f32::INFINITY, f32::NEG_INFINITY, f32::MAX, f32::MIN, -0.0, f32::MIN_POSITIVE]);
+        let ends =
+            prop::sample::select(vec![f32::INFINITY, f32::NEG_INFINITY, f32::MAX, f32::MIN, -0.0, f32::MIN_POSITIVE]);
         let (up, down) = (at.clone().prop_map(f32::next_up), at.clone().prop_map(f32::next_down));
         prop_oneof![6 => at, 2 => up, 2 => down, 2 => ends]
     }
@@ -418,7 +419,8 @@ mod tests {
 
     #[test]
     fn bounds_are_ordered_as_numbers() {
-        let rising = [f32::NEG_INFINITY, f32::MIN, -1.0, -f32::MIN_POSITIVE, 0.0, f32::MIN_POSITIVE, 1.0, f32::INFINITY];
+        let rising =
+            [f32::NEG_INFINITY, f32::MIN, -1.0, -f32::MIN_POSITIVE, 0.0, f32::MIN_POSITIVE, 1.0, f32::INFINITY];
         assert!(rising.is_sorted_by(|a, b| order(*a) < order(*b)));
         assert!(rising.iter().all(|bound| unordered(order(*bound)) == *bound));
         assert_eq!(order(-0.0), order(0.0));

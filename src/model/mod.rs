@@ -123,14 +123,8 @@ impl Model {
         };
         let platt = Platt { a: bundle.card.calibration.a, b: bundle.card.calibration.b };
         let read = trees::read(&bundle.graph, &bundle.card.graph);
-        let (evaluator, evaluator_reason) = evaluator::Evaluator::choose(
-            runtime,
-            &bundle,
-            read.as_ref(),
-            platt,
-            options.evaluator,
-            options.lanes,
-        )?;
+        let (evaluator, evaluator_reason) =
+            evaluator::Evaluator::choose(runtime, &bundle, read.as_ref(), platt, options.evaluator, options.lanes)?;
         let probe = probe::probe(&id, &bundle, &evaluator, platt, options.row_p99_us_max)?;
         let explainer = explain::Explainer::new(&bundle, read, platt);
         let Bundle { card, baseline, mut golden, schema, graph, .. } = bundle;
