@@ -257,9 +257,10 @@ fn draw(random: &mut Rng, dictionary: &[Feature], baseline: &Baseline, row: &mut
 mod tests {
     use std::path::Path;
 
-    use super::super::session::Runtime;
+    use super::super::session::{Lane, Runtime};
     use super::super::trees;
     use super::*;
+    use crate::domain::bundle::card::GraphShape;
     use crate::domain::compiled::Compiled;
     use crate::domain::forest::{Node, Split};
 
@@ -362,6 +363,162 @@ mod tests {
                 "a missing value's way",
                 altered(forest, |nodes| alter_splits(&mut nodes[at..=at], |split| split.nan_below ^= true)),
             );
+        }
+    }
+
+    /// Just enough protobuf to write a graph.
+    mod onnx {
+        use crate::domain::forest::{Forest, Step};
+
+        fn varint(out: &mut Vec<u8>, mut value: u64) {
+            while value > 127 {
+                out.push(value as u8 | 128);
+                value >>= 7;
+            }
+            out.push(value as u8);
+        }
+
+        fn int(tag: u64, value: u64) -> Vec<u8> {
+            let mut out = Vec::new();
+            varint(&mut out, tag << 3);
+            varint(&mut out, value);
+            out
+        }
+
+        fn bytes(tag: u64, value: impl AsRef<[u8]>) -> Vec<u8> {
+            let mut out = Vec::new();
+            varint(&mut out, tag << 3 | 2);
+            varint(&mut out, value.as_ref().len() as u64);
+            out.extend(value.as_ref());
+            out
+        }
+
+        fn attribute(name: &str, kind: u64, values: Vec<u8>) -> Vec<u8> {
+            bytes(5, [bytes(1, name), int(20, kind), values].concat())
+        }
+
+        fn ints(name: &str, values: impl Iterator<Item = u64>) -> Vec<u8> {
+            attribute(name, 7, values.flat_map(|value| int(8, value)).collect())
+        }
+
+        fn floats(name: &str, values: impl Iterator<Item = f32>) -> Vec<u8> {
+            attribute(name, 6, bytes(7, values.flat_map(f32::to_le_bytes).collect::<Vec<u8>>()))
+        }
+
+        fn tensor(tag: u64, name: &str, element: u64, columns: Option<u64>) -> Vec<u8> {
+            let dims =
+                [bytes(1, bytes(2, "N")), columns.map_or(Vec::new(), |columns| bytes(1, int(1, columns)))].concat();
+            bytes(tag, [bytes(1, name), bytes(2, bytes(1, [int(1, element), bytes(2, dims)].concat()))].concat())
+        }
+
+        /// A classifier of two classes whose second one's log-odds `forest` gives.
+        pub(super) fn classifier(forest: &Forest) -> Vec<u8> {
+            // The tree of each node: nodes stand below their parents.
+            let mut trees = vec![0_u64; forest.nodes().len()];
+            for (tree, root) in forest.roots().iter().enumerate() {
+                trees[*root as usize] = tree as u64;
+            }
+            for at in 0..trees.len() {
+                if let Step::Split(split) = forest.nodes()[at].step {
+                    trees[split.below as usize] = trees[at];
+                    trees[split.above as usize] = trees[at];
+                }
+            }
+            let splits = || {
+                forest.nodes().iter().map(|node| if let Step::Split(split) = node.step { Some(split) } else { None })
+            };
+            let leaves = || {
+                forest.nodes().iter().enumerate().filter_map(|(at, node)| {
+                    if let Step::Leaf(value) = node.step { Some((at, value as f32)) } else { None }
+                })
+            };
+            let modes =
+                splits().flat_map(|split| bytes(9, if split.is_some() { "BRANCH_LT" } else { "LEAF" })).collect();
+            let node = [
+                bytes(1, "input"),
+                bytes(2, "label"),
+                bytes(2, "probabilities"),
+                bytes(4, "TreeEnsembleClassifier"),
+                bytes(7, "ai.onnx.ml"),
+                ints("nodes_treeids", trees.iter().copied()),
+                ints("nodes_nodeids", 0..trees.len() as u64),
+                ints("nodes_featureids", splits().map(|split| split.map_or(0, |split| split.column.into()))),
+                ints("nodes_truenodeids", splits().map(|split| split.map_or(0, |split| split.below.into()))),
+                ints("nodes_falsenodeids", splits().map(|split| split.map_or(0, |split| split.above.into()))),
+                ints(
+                    "nodes_missing_value_tracks_true",
+                    splits().map(|split| split.is_some_and(|split| split.nan_below).into()),
+                ),
+                floats("nodes_values", splits().map(|split| split.map_or(0.0, |split| split.bound))),
+                attribute("nodes_modes", 8, modes),
+                ints("class_treeids", leaves().map(|(at, _)| trees[at])),
+                ints("class_nodeids", leaves().map(|(at, _)| at as u64)),
+                ints("class_ids", leaves().map(|_| 0)),
+                floats("class_weights", leaves().map(|(_, value)| value)),
+                floats("base_values", [forest.base() as f32].into_iter()),
+                ints("classlabels_int64s", 0..2),
+                attribute("post_transform", 3, bytes(4, "LOGISTIC")),
+            ];
+            let graph = [
+                bytes(1, node.concat()),
+                bytes(2, "forest"),
+                tensor(11, "input", 1, Some(forest.columns() as u64)),
+                tensor(12, "label", 7, None),
+                tensor(12, "probabilities", 1, Some(2)),
+            ];
+            let set = |domain, version| bytes(8, [bytes(1, domain), int(2, version)].concat());
+            [int(1, 8), bytes(7, graph.concat()), set("", 17), set("ai.onnx.ml", 3)].concat()
+        }
+    }
+
+    fn grow(random: &mut Rng, columns: u32, depth: u32, nodes: &mut Vec<Node>) -> u32 {
+        let at = nodes.len() as u32;
+        nodes.push(Node { cover: 0.0, step: Step::Leaf(f64::from(random.f32() - 0.5)) });
+        if depth > 0 && random.u8(..6) > 0 {
+            let below = grow(random, columns, depth - 1, nodes);
+            let above = grow(random, columns, depth - 1, nodes);
+            let bound = f32::from(random.i8(-4..5)) / 3.0;
+            let (column, nan_below) = (random.u32(..columns), random.bool());
+            nodes[at as usize].step = Step::Split(Split { column, bound, nan_below, below, above });
+        }
+        at
+    }
+
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig::with_cases(24))]
+
+        /// The walk, the compiled form and ONNX Runtime are one, for any forest: on bounds, beside them, at both ends and without a value.
+        #[test]
+        fn any_forest_is_evaluated_as_onnx_runtime_does(seed in proptest::prelude::any::<u64>(), trees in 1_usize..40, columns in 1_u32..9, depth in 0_u32..7) {
+            let mut random = Rng::with_seed(seed);
+            let mut nodes = Vec::new();
+            let mut roots: Vec<u32> = (0..trees).map(|_| grow(&mut random, columns, depth, &mut nodes)).collect();
+            // Where no leaf is below 0, ONNX Runtime takes the sum as a probability.
+            roots.push(nodes.len() as u32);
+            nodes.push(Node { cover: 0.0, step: Step::Leaf(-0.25) });
+            let forest = Forest::new(columns as usize, 0.125, roots, nodes).expect("a legal forest");
+            let graph = onnx::classifier(&forest);
+            let (output_column, output_columns) = (1, 2);
+            let shape = GraphShape { input: "input".into(), output: "probabilities".into(), columns: forest.columns(), output_column, output_columns };
+            let runtime = Runtime::load(Path::new("target/onnxruntime/libonnxruntime.so")).expect("ONNX Runtime");
+            let mut lane = Lane::new(runtime, &graph, &shape).expect("a lane");
+            let Some(Additive::Forest(read)) = trees::read(&graph, &shape) else { panic!("it is a forest") };
+            let native = Evaluator::Forest(Compiled::new(&read).expect("it can be compiled"));
+            let value = |random: &mut Rng| {
+                let bound = f32::from(random.i8(-4..5)) / 3.0;
+                let others = [bound, bound.next_down(), bound.next_up(), f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -0.0];
+                if random.bool() { bound } else { random.choice(others).unwrap_or(bound) }
+            };
+            let rows: Vec<f32> = (0..40 * columns).map(|_| value(&mut random)).collect();
+            let (mut reference, mut together) = (Vec::new(), Vec::new());
+            lane.run(&rows, |p| reference.push(p)).expect("a run");
+            native.probabilities(&rows, |p| together.push(p));
+            for (at, row) in rows.chunks_exact(columns as usize).enumerate() {
+                proptest::prop_assert_eq!(native.probability(row).to_bits(), reference[at].to_bits());
+                proptest::prop_assert_eq!(together[at].to_bits(), reference[at].to_bits());
+                let walked = 1.0 / (1.0 + (-forest.margin(row)).exp());
+                proptest::prop_assert!((walked - f64::from(reference[at])).abs() < 1e-6);
+            }
         }
     }
 }
