@@ -214,7 +214,8 @@ impl<'f> Ways<'f> {
             let value = &mut row[of_column.column as usize];
             let may_miss = same().all(|(split, below)| split.nan_below == *below);
             // What stands there already may do.
-            let passes = |value: f32| if value.is_nan() { may_miss } else { value >= low && !(value >= high) };
+            let passes =
+                |value: f32| if value.is_nan() { may_miss } else { value >= low && (high.is_nan() || value < high) };
             if !passes(*value) {
                 let values = [high.next_down(), low, f32::NAN].into_iter().filter(|value| passes(*value));
                 *value = random.choice(values.collect::<Vec<_>>()).unwrap_or(*value);
