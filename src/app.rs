@@ -210,9 +210,10 @@ pub fn setup(
     ledger: Option<Ledger>,
 ) -> anyhow::Result<Setup> {
     let options = LoadOptions {
-        // A lane for every thread that may score at the same time: workers, batches, the shadow, replays.
+        // Where ONNX Runtime answers, a lane for every thread that may score at the same time: workers, batches, the shadow, replays.
         lanes: config.server.workers() + config.limits.batches_max + 1 + http::LONG_MAX,
         row_p99_us_max: config.models.probe_row_p99_us_max,
+        evaluator: config.models.evaluator,
     };
     let entry = |entry: &Serve| -> Result<Entry, PolicyError> {
         let policy = Arc::new(read_policy(entry.policy.as_deref().unwrap_or(&config.models.policy))?);
@@ -242,6 +243,8 @@ fn tell(serving: &Serving) {
         difference_max = probe.difference_max,
         row_p50_us = probe.row_p50_us,
         row_p99_us = probe.row_p99_us,
+        evaluator = model.evaluator(),
+        evaluator_reason = model.evaluator_reason(),
         "model in service"
     );
 }

@@ -13,6 +13,7 @@ use crate::domain::nearest::nearest;
 use crate::engine;
 use crate::http::{Limits, ServerOptions, TlsOptions};
 use crate::ledger;
+use crate::model;
 use crate::telemetry::log;
 
 const DEFAULT: &str = include_str!("default.toml");
@@ -55,6 +56,7 @@ pub struct Models {
     pub policy: PathBuf,
     pub serve: Vec<Serve>,
     pub resume: bool,
+    pub evaluator: model::Choice,
     pub probe_row_p99_us_max: u64,
 }
 

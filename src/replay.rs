@@ -18,7 +18,7 @@ use crate::model::{LoadOptions, Model, Runtime};
 pub struct Replay<'r> {
     runtime: &'r Runtime,
     models_dir: PathBuf,
-    row_p99_us_max: u64,
+    options: LoadOptions,
     models: HashMap<String, Result<Model, String>>,
     policies: HashMap<String, Result<Arc<Policy>, String>>,
     experiments: HashMap<String, Result<Experiments, String>>,
@@ -53,16 +53,10 @@ struct Again {
 }
 
 impl<'r> Replay<'r> {
-    /// Replays with bundles from `models_dir`.
-    pub fn new(runtime: &'r Runtime, models_dir: PathBuf, row_p99_us_max: u64) -> Self {
-        Self {
-            runtime,
-            models_dir,
-            row_p99_us_max,
-            models: HashMap::new(),
-            policies: HashMap::new(),
-            experiments: HashMap::new(),
-        }
+    /// Replays with bundles from `models_dir`, loaded as `options` say.
+    pub fn new(runtime: &'r Runtime, models_dir: PathBuf, options: LoadOptions) -> Self {
+        let (models, policies, experiments) = (HashMap::new(), HashMap::new(), HashMap::new());
+        Self { runtime, models_dir, options, models, policies, experiments }
     }
 
     /// Makes `recorded` again; which experiments ran, `reading` knows.
@@ -155,11 +149,10 @@ impl<'r> Replay<'r> {
         };
         let layout = recorded.extra.layout.as_deref();
         let experiments = layout.map(|digest| self.experiments(digest, reading)).transpose()?;
-        let (runtime, dir, row_p99_us_max) = (self.runtime, &self.models_dir, self.row_p99_us_max);
+        let (runtime, dir, options) = (self.runtime, &self.models_dir, self.options);
         let model = self.models.entry(recorded.model_digest.clone()).or_insert_with(|| {
             let path = dir.join(&recorded.model).join(&recorded.model_version);
-            let model = Model::load(runtime, &path, LoadOptions { lanes: 1, row_p99_us_max })
-                .map_err(|error| error.to_string())?;
+            let model = Model::load(runtime, &path, options).map_err(|error| error.to_string())?;
             if model.digest() == recorded.model_digest {
                 Ok(model)
             } else {

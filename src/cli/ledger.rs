@@ -10,7 +10,7 @@ use super::door::Called;
 use super::{Configured, Falls, client, write_out};
 use crate::domain::id::DecisionId;
 use crate::ledger::{self, Reading};
-use crate::model::Runtime;
+use crate::model::{LoadOptions, Runtime};
 use crate::replay::{Outcome, Replay};
 
 #[derive(Debug, Args)]
@@ -97,7 +97,9 @@ pub(super) fn replay(arguments: ReplayArguments) -> anyhow::Result<()> {
         (None, last) => reading.last_decisions(last.unwrap_or(1))?,
     };
     let runtime = Runtime::load(&config.runtime.library)?;
-    let mut replay = Replay::new(runtime, config.models.dir.clone(), config.models.probe_row_p99_us_max);
+    let (row_p99_us_max, evaluator) = (config.models.probe_row_p99_us_max, config.models.evaluator);
+    let options = LoadOptions { lanes: 1, row_p99_us_max, evaluator };
+    let mut replay = Replay::new(runtime, config.models.dir.clone(), options);
     let (mut same, mut given, mut impossible, mut problems) = (0, 0, 0, Vec::new());
     for decision in &recorded {
         match replay.run(decision, &reading) {

@@ -261,17 +261,19 @@ impl Verify {
             Verify::Bundle { path, configured } => {
                 let config = configured.load()?;
                 let runtime = Runtime::load(&config.runtime.library)?;
-                let row_p99_us_max = config.models.probe_row_p99_us_max;
-                let model = Model::load(runtime, &path, LoadOptions { lanes: 1, row_p99_us_max })?;
+                let (row_p99_us_max, evaluator) = (config.models.probe_row_p99_us_max, config.models.evaluator);
+                let model = Model::load(runtime, &path, LoadOptions { lanes: 1, row_p99_us_max, evaluator })?;
                 let probe = model.probe();
                 write_out(&format!(
-                    "{}: a legal bundle, digest {}\n{} golden rows within {:.1e} of the trainer's scores; one row takes {:.1} us (p50), {:.1} us (p99)\n",
+                    "{}: a legal bundle, digest {}\n{} golden rows within {:.1e} of the trainer's scores; one row takes {:.1} us (p50), {:.1} us (p99)\n{} answers: {}\n",
                     model.id(),
                     model.digest(),
                     probe.rows,
                     probe.difference_max,
                     probe.row_p50_us,
-                    probe.row_p99_us
+                    probe.row_p99_us,
+                    model.evaluator(),
+                    model.evaluator_reason()
                 ))
             }
             Verify::Policy { path, bundle } => verify_policy(&path, bundle.as_deref()),

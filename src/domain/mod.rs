@@ -3,7 +3,9 @@
 
 pub mod assignment;
 pub mod bundle;
+pub mod compiled;
 pub mod decision;
+pub mod evaluator;
 pub mod forest;
 pub mod id;
 pub mod interval;

@@ -29,7 +29,7 @@ pub struct Shelf {
 pub(super) struct Loaded {
     /// The model.
     pub(super) model: Arc<Model>,
-    /// About what it takes, in bytes: by how much resident memory grew while it was loaded, and its graph for each lane at least.
+    /// About what it takes, in bytes: by how much resident memory grew while it was loaded, and what its evaluator takes at least.
     pub(super) memory_bytes: u64,
     /// Decisions that it made.
     pub(super) requests: Arc<AtomicU64>,
@@ -79,9 +79,8 @@ impl Shelf {
             let problems = vec![format!("the card says {id}, the directory {name} {version}")];
             return Err(model::Error::Bundle { path, problems });
         }
-        // The allocator may have had room for it: then this is at least the graph of every lane.
-        let graphs = (model.graph_bytes() * self.options.lanes) as u64;
-        let memory_bytes = resident_bytes().saturating_sub(before).max(graphs);
+        // The allocator may have had room for it: then this is at least what evaluates it.
+        let memory_bytes = resident_bytes().saturating_sub(before).max(model.evaluator_bytes() as u64);
         Ok(Loaded { model: Arc::new(model), memory_bytes, requests: Arc::default() })
     }
 

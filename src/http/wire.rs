@@ -240,9 +240,12 @@ pub(super) struct ModelDetail<'m> {
     /// The sha256 of the bundle's manifest.
     #[schema(value_type = String)]
     digest: &'m str,
-    /// What runs the graph.
-    #[schema(value_type = String, example = "onnxruntime")]
+    /// What scores rows: `native`, or `onnxruntime`.
+    #[schema(value_type = String, example = "native")]
     evaluator: &'m str,
+    /// Why that one.
+    #[schema(value_type = String)]
+    evaluator_reason: &'m str,
     /// What was measured before the model saw a customer.
     probe: Probe,
     /// The model card: lineage, training, metrics, limits and the feature dictionary, as in the bundle's manifest.
@@ -357,7 +360,8 @@ impl<'m> ModelDetail<'m> {
         Self {
             summary: ModelSummary::new(serving, default),
             digest: serving.model.digest(),
-            evaluator: "onnxruntime",
+            evaluator: serving.model.evaluator(),
+            evaluator_reason: serving.model.evaluator_reason(),
             probe: Probe {
                 golden_rows: probe.rows,
                 difference_max: probe.difference_max,

@@ -2,8 +2,9 @@
 
 use std::ops::Range;
 
-use super::trees::{self, Additive};
-use super::{Bundle, Error, lanes::Lanes};
+use super::evaluator::Evaluator;
+use super::trees::Additive;
+use super::{Bundle, Error};
 use crate::domain::bundle::golden::TOLERANCE;
 use crate::domain::reason::linear::{Linear, means};
 use crate::domain::reason::shap::Attribution;
@@ -40,9 +41,9 @@ enum Way {
 }
 
 impl Explainer {
-    /// What explains the model of `bundle`: exactly where its graph can be read, and gives by that reading what the trainer
+    /// What explains the model of `bundle`: exactly where its graph could be `read`, and gives by that reading what the trainer
     /// computed for every golden row.
-    pub(super) fn new(bundle: &Bundle, platt: Platt) -> Self {
+    pub(super) fn new(bundle: &Bundle, read: Option<Additive>, platt: Platt) -> Self {
         let columns = bundle.schema.columns();
         let spans: Vec<Range<usize>> = bundle.schema.spans().collect();
         let features = spans.len();
@@ -56,7 +57,7 @@ impl Explainer {
                 (score - row.score).abs() <= TOLERANCE
             })
         };
-        let way = match trees::read(&bundle.graph, &bundle.card.graph).filter(is_right) {
+        let way = match read.filter(is_right) {
             Some(Additive::Forest(forest)) => {
                 Attribution::new(forest, &owners, features).map(|trees| Way::Trees(Box::new(trees)))
             }
@@ -94,7 +95,7 @@ impl Explainer {
     }
 
     /// What each feature adds to the score of `row`, on its log-odds; only an estimate runs the graph.
-    pub(super) fn explain(&self, row: &[f32], lanes: &Lanes) -> Result<Contributions, Error> {
+    pub(super) fn explain(&self, row: &[f32], evaluator: &Evaluator) -> Result<Contributions, Error> {
         let Platt { a, b } = self.platt;
         let (base, mut values, errors) = match &self.way {
             Way::Trees(trees) => (trees.base(), trees.explain(row), None),
@@ -105,7 +106,7 @@ impl Explainer {
             Way::Sampled { background, spans } => {
                 let found = shapley::estimate(row, background, spans, |rows| {
                     let mut log_odds = Vec::with_capacity(rows.len() / row.len());
-                    lanes.run(rows, |p| {
+                    evaluator.run(rows, |p| {
                         let p = f64::from(p).clamp(EPSILON, 1.0 - EPSILON);
                         log_odds.push((p / (1.0 - p)).ln());
                     })?;

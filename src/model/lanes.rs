@@ -9,7 +9,7 @@ use super::{Bundle, Error};
 
 #[derive(Debug)]
 pub(super) struct Lanes {
-    lanes: Box<[Mutex<Lane>]>,
+    lanes: Vec<Mutex<Lane>>,
 }
 
 /// Threads are numbered as they come, so that each one finds its own lane free.
@@ -19,10 +19,24 @@ thread_local! {
 }
 
 impl Lanes {
-    pub(super) fn new(runtime: &Runtime, bundle: &Bundle, count: usize) -> Result<Self, Error> {
-        let lane = |_| Lane::new(runtime, &bundle.graph, &bundle.card.graph).map(Mutex::new);
-        let lanes = (0..count.max(1)).map(lane).collect::<Result<_, _>>()?;
-        Ok(Self { lanes })
+    /// One lane.
+    pub(super) fn new(runtime: &Runtime, bundle: &Bundle) -> Result<Self, Error> {
+        let mut lanes = Self { lanes: Vec::new() };
+        lanes.grow(runtime, bundle, 1)?;
+        Ok(lanes)
+    }
+
+    /// Adds lanes until there are `count`.
+    pub(super) fn grow(&mut self, runtime: &Runtime, bundle: &Bundle, count: usize) -> Result<(), Error> {
+        while self.lanes.len() < count {
+            self.lanes.push(Mutex::new(Lane::new(runtime, &bundle.graph, &bundle.card.graph)?));
+        }
+        Ok(())
+    }
+
+    /// How many there are.
+    pub(super) fn count(&self) -> usize {
+        self.lanes.len()
     }
 
     /// Runs the graph over `rows` on a free lane; waits for one only when there are more threads than lanes.

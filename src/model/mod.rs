@@ -2,10 +2,12 @@
 
 mod bundle;
 mod elf;
+mod evaluator;
 mod explain;
 mod graph;
 mod lanes;
 mod probe;
+mod proof;
 mod session;
 mod trees;
 
@@ -14,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use bundle::Bundle;
+pub use evaluator::Choice;
 pub use probe::Probe;
 pub use session::Runtime;
 
@@ -89,6 +92,8 @@ pub struct LoadOptions {
     pub lanes: usize,
     /// The greatest p99 of one row that the probe lets pass, in microseconds.
     pub row_p99_us_max: u64,
+    /// What may answer.
+    pub evaluator: Choice,
 }
 
 /// A loaded and probed model.
@@ -100,7 +105,8 @@ pub struct Model {
     example: golden::Row,
     schema: Schema,
     platt: Platt,
-    lanes: lanes::Lanes,
+    evaluator: evaluator::Evaluator,
+    evaluator_reason: String,
     graph_bytes: usize,
     probe: Probe,
     explainer: explain::Explainer,
@@ -117,10 +123,12 @@ impl Model {
             version: bundle.card.version.clone(),
             digest: bundle.digest.clone(),
         };
-        let lanes = lanes::Lanes::new(runtime, &bundle, options.lanes)?;
         let platt = Platt { a: bundle.card.calibration.a, b: bundle.card.calibration.b };
-        let probe = probe::probe(&id, &bundle, &lanes, platt, options.row_p99_us_max)?;
-        let explainer = explain::Explainer::new(&bundle, platt);
+        let read = trees::read(&bundle.graph, &bundle.card.graph);
+        let (evaluator, evaluator_reason) =
+            evaluator::Evaluator::choose(runtime, &bundle, read.as_ref(), platt, options.evaluator, options.lanes)?;
+        let probe = probe::probe(&id, &bundle, &evaluator, platt, options.row_p99_us_max)?;
+        let explainer = explain::Explainer::new(&bundle, read, platt);
         let Bundle { card, baseline, mut golden, schema, graph, .. } = bundle;
         let graph_bytes = graph.len();
         // Opening the bundle made sure that there are some.
@@ -134,7 +142,8 @@ impl Model {
             example,
             schema,
             platt,
-            lanes,
+            evaluator,
+            evaluator_reason,
             graph_bytes,
             probe,
             explainer,
@@ -173,9 +182,19 @@ impl Model {
         &self.schema
     }
 
-    /// The size of its graph, in bytes.
-    pub fn graph_bytes(&self) -> usize {
-        self.graph_bytes
+    /// What its evaluator takes of memory at least, in bytes.
+    pub fn evaluator_bytes(&self) -> usize {
+        self.evaluator.bytes(self.graph_bytes)
+    }
+
+    /// What answers: `native` or `onnxruntime`.
+    pub fn evaluator(&self) -> &'static str {
+        self.evaluator.name()
+    }
+
+    /// Why that one answers, for people.
+    pub fn evaluator_reason(&self) -> &str {
+        &self.evaluator_reason
     }
 
     /// What its probe measured.
@@ -185,14 +204,12 @@ impl Model {
 
     /// The score of one `row` of `schema().columns()` values, on the calling thread.
     pub fn score(&self, row: &[f32]) -> Result<Score, Error> {
-        let mut score = None;
-        self.lanes.run(row, |probability| score = self.platt.calibrate(probability))?;
-        score.ok_or(Error::NotAProbability)
+        self.platt.calibrate(self.evaluator.run_one(row)?).ok_or(Error::NotAProbability)
     }
 
     /// What each feature adds to the score of `row`, on the calling thread.
     pub fn explain(&self, row: &[f32]) -> Result<Contributions, Error> {
-        self.explainer.explain(row, &self.lanes)
+        self.explainer.explain(row, &self.evaluator)
     }
 
     /// Whether [`explain`](Self::explain) takes microseconds, so that it can be done on the thread of a request. If not, some 10 ms.
@@ -210,10 +227,10 @@ impl Model {
         &self.levers
     }
 
-    /// The scores of `rows`, row-major, as one run of the graph; a place is `None` where the answer is no probability.
+    /// The scores of `rows`, row-major, as one run; a place is `None` where the answer is no probability.
     pub fn score_batch(&self, rows: &[f32]) -> Result<Vec<Option<Score>>, Error> {
         let mut scores = Vec::with_capacity(rows.len() / self.schema.columns());
-        self.lanes.run(rows, |probability| scores.push(self.platt.calibrate(probability)))?;
+        self.evaluator.run(rows, |probability| scores.push(self.platt.calibrate(probability)))?;
         Ok(scores)
     }
 }

@@ -9,7 +9,8 @@ const VALUE: &str = include_str!("../../models/policy/value.toml");
 
 fn start(directory: &std::path::Path, more: &str) -> Service {
     let path = directory.join("policy.toml");
-    std::fs::write(&path, format!("{VALUE}\n{more}")).expect("written");
+    let (unbounded, _) = VALUE.split_once("[budget]").expect("a budget");
+    std::fs::write(&path, format!("{unbounded}\n{more}")).expect("written");
     let serve =
         format!("models.serve=[{{ name = \"telco-churn\", version = \"1.0.0\", policy = \"{}\" }}]", path.display());
     Service::start_in(directory, &[&serve])

@@ -3,7 +3,8 @@
 use std::fs;
 use std::path::PathBuf;
 
-use mainstay::model::{Error, LoadOptions, Model, Runtime};
+use mainstay::domain::record;
+use mainstay::model::{Choice, Error, LoadOptions, Model, Runtime};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -16,10 +17,14 @@ struct Copy {
 
 /// A copy of a bundle to break.
 fn copy(bundle: &str) -> Copy {
+    copy_of("models", bundle)
+}
+
+fn copy_of(directory: &str, bundle: &str) -> Copy {
     let root = tempfile::tempdir().expect("a directory");
     let path = root.path().join(bundle);
     fs::create_dir_all(&path).expect("a directory");
-    for entry in fs::read_dir(format!("models/{bundle}")).expect("a bundle") {
+    for entry in fs::read_dir(format!("{directory}/{bundle}")).expect("a bundle") {
         let entry = entry.expect("an entry");
         fs::copy(entry.path(), path.join(entry.file_name())).expect("a copy");
     }
@@ -48,8 +53,12 @@ impl Copy {
     }
 
     fn load(&self) -> Result<Model, Error> {
+        self.load_by(Choice::Auto)
+    }
+
+    fn load_by(&self, evaluator: Choice) -> Result<Model, Error> {
         let runtime = Runtime::load(&config(&[]).expect("a configuration").runtime.library).expect("ONNX Runtime");
-        Model::load(runtime, &self.path, LoadOptions { lanes: 1, row_p99_us_max: 1_000_000 })
+        Model::load(runtime, &self.path, LoadOptions { lanes: 1, row_p99_us_max: 1_000_000, evaluator })
     }
 
     /// The problems that it is refused for.
@@ -75,6 +84,53 @@ fn every_bundled_model_is_accepted_and_meets_its_gates() {
         );
         assert_eq!(model.card().metrics.gates.len(), 3, "{bundle}");
     }
+}
+
+#[test]
+fn the_native_evaluator_answers_as_onnx_runtime_does() {
+    for (bundle, tolerance) in
+        [(TELCO, 0.0), ("telco-churn/1.1.0", 0.0), ("telco-churn/1.2.0", 1e-6), ("mlc-churn/1.0.0", 0.0)]
+    {
+        let copy = copy(bundle);
+        let native = copy.load().expect("a legal bundle");
+        let reference = copy.load_by(Choice::OnnxRuntime).expect("a legal bundle");
+        assert_eq!(
+            (native.evaluator(), reference.evaluator()),
+            ("native", "onnxruntime"),
+            "{}",
+            native.evaluator_reason()
+        );
+        assert_eq!(reference.evaluator_reason(), "models.evaluator says so");
+        let mut rows = Vec::new();
+        for (customer, _) in crate::service::golden(bundle) {
+            let features = customer["features"].as_object().expect("features");
+            let value = |value: &Value| match value {
+                Value::Number(number) => record::Value::Number(number.as_f64().expect("a number")),
+                Value::String(text) => record::Value::Text(text.clone().into()),
+                _ => record::Value::Null,
+            };
+            let features: Vec<(&str, record::Value)> =
+                features.iter().map(|(name, v)| (name.as_str(), value(v))).collect();
+            let mut row = vec![0.0; native.schema().columns()];
+            native.schema().vectorize(&features, &mut row).expect("a customer");
+            rows.extend(row);
+        }
+        let together = native.score_batch(&rows).expect("scores");
+        for (row, together) in rows.chunks(native.schema().columns()).zip(together) {
+            let expected = reference.score(row).expect("a score").value();
+            let alone = native.score(row).expect("a score").value();
+            assert!((alone - expected).abs() <= tolerance, "{bundle}: {alone} is not {expected}");
+            assert_eq!(together.map(|score| score.value()), Some(alone), "{bundle}");
+        }
+    }
+}
+
+#[test]
+fn onnx_runtime_serves_what_cannot_be_read() {
+    let copy = copy_of("tests/data/bundles", "telco-churn/9.0.1-shifted");
+    let model = copy.load().expect("a legal bundle");
+    assert_eq!(model.evaluator(), "onnxruntime");
+    assert_eq!(model.evaluator_reason(), "the graph is no sum of trees or columns that could be read");
 }
 
 #[test]

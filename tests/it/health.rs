@@ -35,6 +35,7 @@ async fn models_show_their_cards() {
         .collect();
     assert_eq!(names, [(json!("telco-churn"), json!(true)), (json!("mlc-churn"), json!(false))]);
     let model = shared().get("/v1/models/telco-churn").await.json();
+    assert_eq!(model["evaluator"], "native", "{model}");
     assert_eq!(model["card"]["features"][0]["name"], "tenure");
     assert_eq!(model["digest"].as_str().map(str::len), Some(64));
     assert!(model["probe"]["difference_max"].as_f64().is_some_and(|difference| difference <= 1e-5));

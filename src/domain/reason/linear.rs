@@ -15,7 +15,17 @@ pub struct Linear {
 impl Linear {
     /// The margin of `row`.
     pub fn margin(&self, row: &[f32]) -> f64 {
-        self.intercept + self.weights.iter().zip(row).map(|(weight, value)| weight * f64::from(*value)).sum::<f64>()
+        // Four sums instead of one: an addition need not wait for the one before it.
+        let (weights, last_weights) = self.weights.as_chunks::<4>();
+        let (values, last_values) = row.as_chunks::<4>();
+        let mut sums = [0.0; 4];
+        for (weights, values) in weights.iter().zip(values) {
+            for at in 0..4 {
+                sums[at] += weights[at] * f64::from(values[at]);
+            }
+        }
+        let last = last_weights.iter().zip(last_values).map(|(weight, value)| weight * f64::from(*value)).sum::<f64>();
+        self.intercept + sums.iter().sum::<f64>() + last
     }
 
     /// The margin at `means`, and what each feature adds for `row`: `weight * (value - mean)`, summed up over the columns of a
