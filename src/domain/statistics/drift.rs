@@ -89,6 +89,41 @@ impl Verdict {
     }
 }
 
+/// How far one histogram has drifted.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Distance {
+    /// The population stability index.
+    pub psi: f64,
+    /// What chance alone seldom exceeds.
+    pub critical: f64,
+    /// The recent values that it rests on.
+    pub n: u64,
+    /// What is to be made of it.
+    pub verdict: Verdict,
+}
+
+/// The distances of several pairs of histograms, before and now, looked at together at the level `alpha`: each is more than chance
+/// where Benjamini and Hochberg say so. Bins that are empty in both say nothing and do not count.
+pub fn distances(pairs: &[(&[u64], &[u64])], alpha: f64) -> Vec<Distance> {
+    let measured: Vec<(f64, u64, u64, usize)> = pairs
+        .iter()
+        .map(|(before, now)| {
+            let used: Vec<(u64, u64)> =
+                before.iter().copied().zip(now.iter().copied()).filter(|(before, now)| before + now > 0).collect();
+            let (before, now): (Vec<u64>, Vec<u64>) = used.into_iter().unzip();
+            (psi(&before, &now), before.iter().sum(), now.iter().sum(), before.len())
+        })
+        .collect();
+    let p_values: Vec<f64> = measured.iter().map(|(psi, n, m, bins)| psi_p_value(*psi, *n, *m, *bins)).collect();
+    let z = normal_quantile(false_discovery_level(&p_values, alpha));
+    let distance = |(psi, n, m, bins): (f64, u64, u64, usize)| {
+        // One bin that has everything, then as now: there is no distance, however few the values are.
+        let critical = if bins == 1 && n > 0 && m > 0 { 0.0 } else { psi_critical(n, m, bins, z) };
+        Distance { psi, critical, n: m, verdict: Verdict::of(psi, critical) }
+    };
+    measured.into_iter().map(distance).collect()
+}
+
 /// The value that a standard normal exceeds with probability `alpha`, 0 to 1 (both excluded), by bisection of its distribution.
 pub fn normal_quantile(alpha: f64) -> f64 {
     let (mut low, mut high) = (-40.0, 40.0);
@@ -151,6 +186,9 @@ mod tests {
             verdicts.map(|(psi, critical)| Verdict::of(psi, critical)),
             [Ok, Grey, Grey, Grey, Warn, Alarm, Grey]
         );
+        let found = distances(&[(&[500, 500, 0], &[5, 95, 0]), (&[500, 500], &[3, 4]), (&[9, 0], &[7, 0])], 0.05);
+        assert_eq!(found.iter().map(|found| found.verdict).collect::<Vec<_>>(), [Alarm, Grey, Ok]);
+        assert_eq!((found[1].n, found[2].psi), (7, 0.0));
         for psi in [0.05, 0.2] {
             let p = psi_p_value(psi, 300, 900, 8);
             assert!((psi_critical(300, 900, 8, normal_quantile(p)) - psi).abs() < 1e-6, "one law");
