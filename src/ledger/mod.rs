@@ -5,6 +5,7 @@ mod chores;
 mod courier;
 mod desk;
 mod error;
+mod events;
 mod export;
 mod journal;
 mod keys;
@@ -30,6 +31,7 @@ use serde::Serialize;
 
 pub use courier::courier;
 pub use error::Error;
+pub use events::{Decided, Event, Events, Followed, Maker, Part, Said, Ticket};
 pub use journal::{Answered, Change, Pending, Recalled};
 pub use options::{Options, Promise};
 pub use outcomes::{Fate, OF_DECISION_MAX, RecordedOutcome};
