@@ -35,7 +35,7 @@ pub struct App {
     metrics: Arc<Metrics>,
     data: Server,
     admin: Server,
-    /// The look at rollouts, and the shadow.
+    /// The look at rollouts, the shadow, the measures.
     behind: Vec<std::thread::JoinHandle<()>>,
 }
 
@@ -148,8 +148,8 @@ impl App {
     }
 }
 
-/// The threads that work behind the answers: one looks at rollouts, one is their shadow. Both give way to everything else, the
-/// shadow to the first one too.
+/// The threads that work behind the answers: one looks at rollouts, one is their shadow, one measures what came of decisions. All give
+/// way to everything else, the last two to the first one too.
 fn behind(engine: &Arc<Engine>) -> std::io::Result<Vec<std::thread::JoinHandle<()>>> {
     let (looks, shadow) = (engine.clone(), engine.clone());
     let look = std::thread::Builder::new().name("mainstay-rollouts".to_owned()).spawn(move || {
@@ -165,7 +165,14 @@ fn behind(engine: &Arc<Engine>) -> std::io::Result<Vec<std::thread::JoinHandle<(
             let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| shadow.run_shadow()));
         }
     })?;
-    Ok(vec![look, shadow])
+    let insight = engine.clone();
+    let insight = std::thread::Builder::new().name("mainstay-insight".to_owned()).spawn(move || {
+        http::give_way(SHADOW_NICE);
+        while !insight.is_closing() {
+            let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| insight.run_insight()));
+        }
+    })?;
+    Ok(vec![look, shadow, insight])
 }
 
 fn open_ledger(config: &Config) -> anyhow::Result<Option<Ledger>> {
@@ -202,6 +209,7 @@ pub fn setup(
         resume: config.models.resume,
         ledger,
         options: config.rollouts.clone(),
+        insight: config.insight.clone(),
         metrics,
         clock: SystemTime::now,
         read: http::read_record,

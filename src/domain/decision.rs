@@ -68,6 +68,8 @@ pub struct Decision {
     pub value_at_stake: Option<f64>,
     /// Which rules fired.
     pub trace: Trace,
+    /// How old the features were, in milliseconds, where the caller said it.
+    pub features_age_ms: Option<u64>,
     /// Why the score is what it is, where that was wanted.
     pub explanation: Option<Arc<Explanation>>,
 }

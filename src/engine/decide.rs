@@ -13,6 +13,7 @@ use super::serving::{Candidate, Serving, Trial, Who};
 use super::shadow::Row;
 use super::{Engine, Error};
 use crate::domain::decision::{Arm, Decision};
+use crate::domain::freshness;
 use crate::domain::id::DecisionId;
 use crate::domain::policy::condition::{Known, Values};
 use crate::domain::record::Record;
@@ -82,7 +83,9 @@ impl Engine {
         };
         // Before this whatever went wrong has given it back.
         reserved.into_iter().for_each(Reserved::keep);
-        candidate(serving, scored.arm).count(decision.tier);
+        let decided = candidate(serving, scored.arm);
+        decided.count(decision.tier);
+        decided.monitor.observe(decision.decided_at_ms, record, decision.score.value(), decision.features_age_ms);
         if let Some((trial, who)) = serving.shadow(addressed).zip(who) {
             self.shade(trial, who, record, row);
         }
@@ -182,7 +185,17 @@ impl Engine {
             None => Receipt::done(),
         };
         reserved.into_iter().for_each(Reserved::keep);
-        decisions.iter().flatten().for_each(|decision| candidate(serving, decision.arm).count(decision.tier));
+        for (decision, record) in decisions.iter().zip(records) {
+            let Ok(decision) = decision else { continue };
+            let decided = candidate(serving, decision.arm);
+            decided.count(decision.tier);
+            // Of all rows alike: the first ones of a batch may be the least alike the others.
+            let places = f64::from(decided.monitor.places(decision.decided_at_ms));
+            if places >= records.len() as f64 || fastrand::f64() * (records.len() as f64) < places {
+                let (score, age_ms) = (decision.score.value(), decision.features_age_ms);
+                decided.monitor.observe(decision.decided_at_ms, record, score, age_ms);
+            }
+        }
         Ok(Batch { decisions, stages, receipt })
     }
 
@@ -312,6 +325,7 @@ impl Engine {
             choice,
             value_at_stake: assessment.value_at_stake,
             trace: assessment.trace,
+            features_age_ms: freshness::age_ms(&record.context, decided_at_ms),
             explanation: None,
         };
         (decision, reserved)

@@ -5,6 +5,9 @@ mod account;
 mod decide;
 mod dry_run;
 mod error;
+mod insight;
+mod measures;
+mod monitor;
 mod moves;
 mod opening;
 mod past;
@@ -24,6 +27,9 @@ use arc_swap::ArcSwap;
 pub use account::Balance;
 pub use decide::{Batch, Stages};
 pub use error::Error;
+pub use insight::Options as InsightOptions;
+pub use measures::{Drifted, Fairness, Measured, Part};
+pub use monitor::{Drift, Window};
 pub use moves::{Ask, Moved, Standing, Verb, Warm};
 pub use rollout::Options;
 pub use serving::{Catalogue, Serving};
@@ -41,6 +47,7 @@ pub use crate::ledger::Receipt;
 /// To be spawned on every thread that awaits receipts: see `ledger::courier`.
 pub use crate::ledger::courier;
 use crate::telemetry::Metrics;
+use insight::Insight;
 use shadow::Shadow;
 use slots::Deck;
 
@@ -58,6 +65,7 @@ pub struct Engine {
     shelf: Shelf,
     ledger: Option<Ledger>,
     options: ArcSwap<Options>,
+    insight: Insight,
     metrics: Arc<Metrics>,
     clock: fn() -> SystemTime,
     read: Read,
@@ -77,6 +85,8 @@ pub struct Setup {
     pub ledger: Option<Ledger>,
     /// How rollouts go.
     pub options: Options,
+    /// What is measured, and how.
+    pub insight: InsightOptions,
     /// The metrics.
     pub metrics: Arc<Metrics>,
     /// The clock.
@@ -101,7 +111,7 @@ impl Engine {
     ///
     /// Errors: a champion or a policy that cannot be used, or a ledger that cannot be read.
     pub fn open(setup: Setup) -> Result<Self, Error> {
-        let Setup { shelf, entries, resume, ledger, options, metrics, clock, read } = setup;
+        let Setup { shelf, entries, resume, ledger, options, insight, metrics, clock, read } = setup;
         let mut engine = Self {
             catalogue: ArcSwap::from_pointee(Catalogue::none()),
             decks: Vec::new(),
@@ -110,6 +120,7 @@ impl Engine {
             shelf,
             ledger,
             options: ArcSwap::from_pointee(options),
+            insight: Insight::new(insight),
             metrics,
             clock,
             read,

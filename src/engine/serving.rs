@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::account::{Account, Reserved};
+use super::monitor::Monitor;
 use super::watch::Watch;
 use crate::domain::assignment;
 use crate::domain::decision::Arm;
@@ -32,10 +33,12 @@ pub(super) struct Candidate {
     decided: Arc<[Counter]>,
     /// Decisions that it made since it was loaded.
     requests: Arc<AtomicU64>,
+    /// What came in for it.
+    pub(super) monitor: Arc<Monitor>,
 }
 
 impl Candidate {
-    /// `model` under `policy`, counted in `metrics` and in `requests`.
+    /// `model` under `policy`, counted in `metrics`, `requests` and `monitor`.
     ///
     /// Errors: what of the policy does not fit the model.
     pub(super) fn new(
@@ -43,11 +46,12 @@ impl Candidate {
         policy: &Policy,
         metrics: &Metrics,
         requests: Arc<AtomicU64>,
+        monitor: Arc<Monitor>,
     ) -> Result<Self, Vec<String>> {
         let id = model.id();
         let binding = Arc::new(policy.bind(&model.card().features)?);
         let decided = policy.tiers().iter().map(|tier| metrics.decisions(&id.name, &id.version, &tier.name)).collect();
-        Ok(Self { model, binding, decided, requests })
+        Ok(Self { model, binding, decided, requests, monitor })
     }
 
     pub(super) fn count(&self, tier: usize) {

@@ -97,9 +97,9 @@ impl Held {
     }
 
     fn candidate(&self, colour: Colour, engine: &Engine) -> Option<Candidate> {
-        let Loaded { model, requests, .. } = self.in_slot(colour)?;
+        let Loaded { model, requests, monitor, .. } = self.in_slot(colour)?;
         // Whatever comes into these slots was seen to fit before.
-        Candidate::new(model.clone(), &self.policy, &engine.metrics, requests.clone()).ok()
+        Candidate::new(model.clone(), &self.policy, &engine.metrics, requests.clone(), monitor.clone()).ok()
     }
 
     /// What these slots serve.

@@ -6,6 +6,7 @@ mod batch;
 mod decisions;
 mod extract;
 mod health;
+mod insight;
 mod json;
 mod layers;
 mod models;
@@ -17,6 +18,8 @@ mod server;
 mod slots;
 mod trace;
 mod wire;
+mod wire_fairness;
+mod wire_insight;
 mod wire_reasons;
 mod wire_records;
 mod wire_slots;
@@ -173,7 +176,7 @@ pub fn contract() -> utoipa::openapi::OpenApi {
 }
 
 fn admin_contract() -> utoipa::openapi::OpenApi {
-    operating().merge(health()).into_openapi()
+    operating().merge(measuring()).merge(health()).into_openapi()
 }
 
 /// The contract as the text of `openapi/mainstay.yaml`, or that of the admin plane as `openapi/admin.yaml`.
@@ -231,6 +234,15 @@ fn operating() -> OpenApiRouter<Shared> {
         .routes(routes!(slots::act))
 }
 
+/// The routes that tell what was measured: of the admin plane alone.
+fn measuring() -> OpenApiRouter<Shared> {
+    OpenApiRouter::new()
+        .routes(routes!(insight::kpis))
+        .routes(routes!(insight::quality))
+        .routes(routes!(insight::drift))
+        .routes(routes!(insight::fairness))
+}
+
 /// The data plane: what product backends call.
 pub fn data_plane(shared: &Shared) -> Router {
     let shed = ServiceBuilder::new()
@@ -251,6 +263,7 @@ pub fn data_plane(shared: &Shared) -> Router {
 pub fn admin_plane(shared: &Shared) -> Router {
     let router = Router::from(health())
         .merge(Router::from(operating()))
+        .merge(Router::from(measuring()))
         .route("/openapi.json", axum::routing::get(|| async { axum::Json(admin_contract()) }))
         .route("/metrics", axum::routing::get(admin::metrics))
         .route("/v1/ledger/backup", axum::routing::post(admin::backup))

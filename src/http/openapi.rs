@@ -40,6 +40,7 @@ pub(super) struct Base;
     ),
     tags(
         (name = "slots", description = "What stands where, and the verbs that move it"),
+        (name = "insight", description = "What came of decisions: key figures, quality, drift, fairness"),
         (name = "health", description = "Liveness, readiness, version"),
     )
 )]

@@ -54,6 +54,8 @@ pub enum Route {
     Records,
     /// Slots, rollouts, policies.
     Slots,
+    /// Measures.
+    Insight,
     /// Outcomes to be put on record.
     Outcomes,
     /// Contract and its page.
@@ -65,12 +67,13 @@ pub enum Route {
 }
 
 impl Route {
-    const ALL: [(Route, &'static str); 9] = [
+    const ALL: [(Route, &'static str); 10] = [
         (Route::Score, "score"),
         (Route::Batch, "batch"),
         (Route::Models, "models"),
         (Route::Records, "records"),
         (Route::Slots, "slots"),
+        (Route::Insight, "insight"),
         (Route::Outcomes, "outcomes"),
         (Route::Docs, "docs"),
         (Route::Health, "health"),
@@ -192,6 +195,7 @@ impl Metrics {
             describe_gauge!(BUDGET_AMOUNT, "What interventions may cost in this period, 0 where there is no budget");
             describe_gauge!(BUDGET_SPENT, "What they cost in this period");
             describe_gauge!(LEDGER_WAITING, "Records that wait to be written");
+            super::measures::describe();
             describe_gauge!(BUILD_INFO, "1, with the version of this server");
             gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
         });
@@ -340,7 +344,7 @@ impl Metrics {
         self.handle.run_upkeep();
     }
 
-    fn register<T>(&self, registration: impl FnOnce() -> T) -> T {
+    pub(super) fn register<T>(&self, registration: impl FnOnce() -> T) -> T {
         metrics::with_local_recorder(&self.recorder, registration)
     }
 }

@@ -5,6 +5,7 @@ mod batch;
 mod bundle;
 mod contract;
 mod health;
+mod insight;
 mod ledger;
 mod limits;
 mod outcomes;

@@ -1,0 +1,206 @@
+//! The monitor of one model: counts what comes in, bin by bin of the baseline, and how old it is, in windows. A request only adds to
+//! counters, and of many requests a second only some do. The distances themselves are arithmetic of the domain.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use crate::domain::bundle::bins::{Bins, SCORE};
+use crate::domain::freshness::STALE_MS;
+use crate::domain::record::Record;
+use crate::domain::statistics::drift::{self, Distance};
+use crate::model::Model;
+
+/// Requests that are counted in a second; more would tell no more, and cost.
+const COUNTED_MAX: u32 = 500;
+/// The share of drift that is found by chance, among all that is found.
+const ALPHA: f64 = 0.05;
+
+const MINUTE: u64 = 60_000;
+const HOUR: u64 = 60 * MINUTE;
+const DAY: u64 = 24 * HOUR;
+
+/// A time back from now over which is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Window {
+    /// An hour.
+    Hour,
+    /// A day.
+    Day,
+    /// Seven days.
+    Week,
+    /// Thirty days.
+    Month,
+}
+
+impl Window {
+    /// All of them.
+    pub const ALL: [Window; 4] = [Window::Hour, Window::Day, Window::Week, Window::Month];
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Window::Hour => "1h",
+            Window::Day => "24h",
+            Window::Week => "7d",
+            Window::Month => "30d",
+        }
+    }
+
+    /// The window of a name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|window| window.name() == name)
+    }
+
+    /// Its length in milliseconds.
+    pub fn ms(self) -> u64 {
+        let (ring, slots) = self.ring();
+        RINGS[ring].0 * slots
+    }
+
+    /// The ring that has it, and how many slots of it.
+    fn ring(self) -> (usize, u64) {
+        match self {
+            Window::Hour => (0, 12),
+            Window::Day => (1, 24),
+            Window::Week => (2, 7),
+            Window::Month => (2, 30),
+        }
+    }
+}
+
+/// The rings: how long a slot of each is, and how many it keeps.
+const RINGS: [(u64, u64); 3] = [(5 * MINUTE, 12), (HOUR, 24), (DAY, 30)];
+
+/// What is counted of how old features are: fresh, stale, not said.
+const AGES: usize = 3;
+
+/// The counters of one model.
+#[derive(Debug)]
+pub(super) struct Monitor {
+    bins: Bins,
+    /// The second since 1970, and in the low half how many requests were counted in it.
+    quota: AtomicU64,
+    /// What was counted since it was last put into the rings: the cells of the bins, then the ages.
+    cells: Box<[AtomicU32]>,
+    /// The five minutes that this is of.
+    slot: AtomicU64,
+    past: Mutex<Past>,
+    since_ms: u64,
+}
+
+/// By ring, the slots that have anything: their number since 1970, and counts.
+type Past = [VecDeque<(u64, Box<[u32]>)>; RINGS.len()];
+
+/// What came in over a window.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Drift {
+    /// Since when there are counts, milliseconds since 1970: they begin with the process.
+    pub since_ms: u64,
+    /// Requests that were counted.
+    pub n: u64,
+    /// Each feature with its distance from the baseline, the greatest first.
+    pub features: Vec<(String, Distance)>,
+    /// That of the score.
+    pub score: Distance,
+    /// Requests that say how old their features are, and how many of them say over a day.
+    pub aged: u64,
+    /// See `aged`.
+    pub stale: u64,
+}
+
+impl Monitor {
+    pub(super) fn new(model: &Model, now_ms: u64) -> Self {
+        let bins = Bins::new(model.baseline(), model.schema().names());
+        let cells = (0..bins.baseline().len() + AGES).map(|_| AtomicU32::new(0)).collect();
+        Self {
+            bins,
+            quota: AtomicU64::new(0),
+            cells,
+            slot: AtomicU64::new(now_ms / RINGS[0].0),
+            past: Mutex::default(),
+            since_ms: now_ms,
+        }
+    }
+
+    /// How many more requests are to be counted in the second of `now_ms`.
+    pub(super) fn places(&self, now_ms: u64) -> u32 {
+        let quota = self.quota.load(Ordering::Relaxed);
+        if quota >> 32 == now_ms / 1_000 { COUNTED_MAX.saturating_sub(quota as u32) } else { COUNTED_MAX }
+    }
+
+    /// Counts a request, if there is a place for it in this second.
+    pub(super) fn observe(&self, now_ms: u64, record: &Record, score: f64, age_ms: Option<u64>) {
+        let left = self.places(now_ms);
+        if left == 0 {
+            return;
+        }
+        // Of two threads at once one may be lost from the quota, which then is a little larger.
+        self.quota.store(((now_ms / 1_000) << 32) | u64::from(COUNTED_MAX - left + 1), Ordering::Relaxed);
+        let add = |cell: usize| {
+            self.cells[cell].fetch_add(1, Ordering::Relaxed);
+        };
+        self.bins.each(&record.features, score, add);
+        add(self.bins.baseline().len() + age_ms.map_or(2, |age| usize::from(age > STALE_MS)));
+    }
+
+    /// Puts what was counted into the rings, where a slot has ended. To be called several times a minute.
+    pub(super) fn turn(&self, now_ms: u64) {
+        if self.slot.load(Ordering::Relaxed) != now_ms / RINGS[0].0 {
+            self.settle(&mut self.past.lock().unwrap_or_else(PoisonError::into_inner), now_ms);
+        }
+    }
+
+    fn settle(&self, past: &mut Past, now_ms: u64) {
+        let at_ms = self.slot.swap(now_ms / RINGS[0].0, Ordering::Relaxed) * RINGS[0].0;
+        let counted: Box<[u32]> = self.cells.iter().map(|cell| cell.swap(0, Ordering::Relaxed)).collect();
+        let is_empty = counted.iter().all(|count| *count == 0);
+        for (ring, (length, kept)) in past.iter_mut().zip(RINGS) {
+            let slot = at_ms / length;
+            match ring.back_mut() {
+                _ if is_empty => {}
+                Some((last, counts)) if *last == slot => {
+                    counts.iter_mut().zip(&counted).for_each(|(sum, count)| *sum = sum.saturating_add(*count));
+                }
+                _ => ring.push_back((slot, counted.clone())),
+            }
+            while ring.front().is_some_and(|(slot, _)| slot + kept <= now_ms / length) {
+                ring.pop_front();
+            }
+        }
+    }
+
+    /// What came in over `window`, to the slot: of an hour the last 55 to 60 minutes.
+    pub(super) fn drift(&self, window: Window, now_ms: u64) -> Drift {
+        let (ring, slots) = window.ring();
+        let mut sums = vec![0_u64; self.cells.len()];
+        {
+            let mut past = self.past.lock().unwrap_or_else(PoisonError::into_inner);
+            self.settle(&mut past, now_ms);
+            let now = now_ms / RINGS[ring].0;
+            for (_, counts) in past[ring].iter().filter(|(slot, _)| slot + slots > now) {
+                sums.iter_mut().zip(counts).for_each(|(sum, count)| *sum += u64::from(*count));
+            }
+        }
+        let (cells, ages) = sums.split_at(self.bins.baseline().len());
+        let pairs: Vec<(&[u64], &[u64])> =
+            self.bins.spans().map(|(_, span)| (&self.bins.baseline()[span.clone()], &cells[span])).collect();
+        let found = drift::distances(&pairs, ALPHA);
+        let mut features: Vec<(String, Distance)> =
+            self.bins.spans().map(|(name, _)| name.to_owned()).zip(found).collect();
+        // The score is the last of them.
+        let score = features.pop().map_or(NOTHING, |(_, distance)| distance);
+        features.sort_by(|(_, a), (_, b)| b.verdict.cmp(&a.verdict).then(b.psi.total_cmp(&a.psi)));
+        debug_assert!(self.bins.spans().last().is_some_and(|(name, _)| name == SCORE));
+        Drift {
+            since_ms: self.since_ms,
+            n: cells[self.bins.score_cells()].iter().sum(),
+            features,
+            score,
+            aged: ages[0] + ages[1],
+            stale: ages[1],
+        }
+    }
+}
+
+const NOTHING: Distance = Distance { psi: 0.0, critical: f64::INFINITY, n: 0, verdict: drift::Verdict::Grey };
