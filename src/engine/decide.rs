@@ -185,13 +185,14 @@ impl Engine {
             None => Receipt::done(),
         };
         reserved.into_iter().for_each(Reserved::keep);
+        // Of all rows alike: the first ones of a batch may be the least alike the others.
+        let places = serving.champion.monitor.places(self.now_ms());
+        let share = f64::from(places) / records.len().max(1) as f64;
         for (decision, record) in decisions.iter().zip(records) {
             let Ok(decision) = decision else { continue };
             let decided = candidate(serving, decision.arm);
             decided.count(decision.tier);
-            // Of all rows alike: the first ones of a batch may be the least alike the others.
-            let places = f64::from(decided.monitor.places(decision.decided_at_ms));
-            if places >= records.len() as f64 || fastrand::f64() * (records.len() as f64) < places {
+            if share >= 1.0 || fastrand::f64() < share {
                 let (score, age_ms) = (decision.score.value(), decision.features_age_ms);
                 decided.monitor.observe(decision.decided_at_ms, record, score, age_ms);
             }

@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::PoisonError;
 
-use super::insight::{Groups, Kind, Row, Sample};
 use super::monitor::{Drift, Window};
+use super::sample::{Groups, Kind, Row, Sample};
 use super::{Balance, Engine, Error};
 use crate::domain::bundle::bins::SCORE;
 use crate::domain::decision::ModelId;
@@ -32,6 +32,8 @@ pub struct Measured<T> {
     pub behind: i64,
     /// The share of customers that it is measured on, over 0 to 1; sums are of these alone.
     pub sampled: f64,
+    /// Decisions that are not measured, since they differ in too many ways: see `sample::KINDS_MAX`.
+    pub left_out: u64,
     /// After how many milliseconds no word means that a customer stayed.
     pub maturity_ms: u64,
     /// The figures of the model.
@@ -244,6 +246,7 @@ impl Engine {
             now_ms,
             behind,
             sampled: sample.share(),
+            left_out: sample.left_out,
             maturity_ms,
             overall: figures(&view, &|_| true),
             parts: parts
@@ -286,10 +289,14 @@ impl Engine {
         })
     }
 
-    /// How far what came in is from the baselines of the versions that are loaded.
+    /// How far what came in is from the baselines of the versions that are loaded. What came in before they were is taken from the ledger,
+    /// where there is one that keeps inputs.
     ///
-    /// Errors: [`Error::UnknownModel`].
+    /// Errors: [`Error::UnknownModel`], or a ledger that cannot be read.
     pub fn drift(&self, model: &str, window: Window) -> Result<Vec<Drifted>, Error> {
+        if self.ledger.is_some() {
+            self.catch_up()?;
+        }
         let now_ms = self.now_ms();
         let held = self.deck(model)?.held();
         let slots = Colour::ALL.into_iter().zip(&held.loaded);

@@ -12,6 +12,7 @@ mod moves;
 mod opening;
 mod past;
 mod rollout;
+mod sample;
 mod serving;
 mod shadow;
 mod shelf;

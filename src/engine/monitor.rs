@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use crate::domain::bundle::bins::{Bins, SCORE};
-use crate::domain::freshness::STALE_MS;
+use crate::domain::freshness::{self, STALE_MS};
 use crate::domain::record::Record;
 use crate::domain::statistics::drift::{self, Distance};
 use crate::model::Model;
@@ -86,16 +86,51 @@ pub(super) struct Monitor {
     /// The five minutes that this is of.
     slot: AtomicU64,
     past: Mutex<Past>,
-    since_ms: u64,
+    began_ms: u64,
 }
 
-/// By ring, the slots that have anything: their number since 1970, and counts.
-type Past = [VecDeque<(u64, Box<[u32]>)>; RINGS.len()];
+/// What was counted.
+#[derive(Debug)]
+struct Past {
+    /// By ring, the slots that have anything, in their order: their number since 1970, and counts.
+    rings: [VecDeque<(u64, Box<[u32]>)>; RINGS.len()],
+    since_ms: u64,
+    /// The second that requests on record were last counted of, and how many.
+    recalled: (u64, u32),
+}
+
+impl Past {
+    /// Adds what was counted at `at_ms`, where a window that ends at `now_ms` reaches it.
+    fn add(&mut self, at_ms: u64, counted: &[u32], now_ms: u64) {
+        for (ring, (length, kept)) in self.rings.iter_mut().zip(RINGS) {
+            let slot = at_ms / length;
+            if slot + kept <= now_ms / length {
+                continue;
+            }
+            match ring.binary_search_by_key(&slot, |(slot, _)| *slot) {
+                Ok(place) => {
+                    let sums = ring[place].1.iter_mut();
+                    sums.zip(counted).for_each(|(sum, count)| *sum = sum.saturating_add(*count));
+                }
+                Err(place) => ring.insert(place, (slot, counted.into())),
+            }
+        }
+    }
+
+    /// Lets go what no window reaches any more.
+    fn trim(&mut self, now_ms: u64) {
+        for (ring, (length, kept)) in self.rings.iter_mut().zip(RINGS) {
+            while ring.front().is_some_and(|(slot, _)| slot + kept <= now_ms / length) {
+                ring.pop_front();
+            }
+        }
+    }
+}
 
 /// What came in over a window.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Drift {
-    /// Since when there are counts, milliseconds since 1970: they begin with the process.
+    /// Since when there are counts, milliseconds since 1970.
     pub since_ms: u64,
     /// Requests that were counted.
     pub n: u64,
@@ -118,8 +153,8 @@ impl Monitor {
             quota: AtomicU64::new(0),
             cells,
             slot: AtomicU64::new(now_ms / RINGS[0].0),
-            past: Mutex::default(),
-            since_ms: now_ms,
+            past: Mutex::new(Past { rings: Default::default(), since_ms: now_ms, recalled: (0, 0) }),
+            began_ms: now_ms,
         }
     }
 
@@ -141,7 +176,28 @@ impl Monitor {
             self.cells[cell].fetch_add(1, Ordering::Relaxed);
         };
         self.bins.each(&record.features, score, add);
-        add(self.bins.baseline().len() + age_ms.map_or(2, |age| usize::from(age > STALE_MS)));
+        add(self.age_cell(age_ms));
+    }
+
+    /// Counts a request of before this monitor began, as it stands on record: at most as many a second, where they come in order.
+    pub(super) fn recall(&self, at_ms: u64, record: &Record, score: f64) {
+        let mut past = self.past.lock().unwrap_or_else(PoisonError::into_inner);
+        let (second, taken) = past.recalled;
+        let taken = if second == at_ms / 1_000 { taken } else { 0 };
+        if at_ms >= self.began_ms || taken >= COUNTED_MAX {
+            return;
+        }
+        past.recalled = (at_ms / 1_000, taken + 1);
+        let mut counted = vec![0; self.cells.len()].into_boxed_slice();
+        self.bins.each(&record.features, score, |cell| counted[cell] += 1);
+        let age_ms = freshness::age_ms(&record.context, at_ms);
+        counted[self.age_cell(age_ms)] += 1;
+        past.add(at_ms, &counted, self.began_ms);
+        past.since_ms = past.since_ms.min(at_ms);
+    }
+
+    fn age_cell(&self, age_ms: Option<u64>) -> usize {
+        self.bins.baseline().len() + age_ms.map_or(2, |age| usize::from(age > STALE_MS))
     }
 
     /// Puts what was counted into the rings, where a slot has ended. To be called several times a minute.
@@ -154,34 +210,25 @@ impl Monitor {
     fn settle(&self, past: &mut Past, now_ms: u64) {
         let at_ms = self.slot.swap(now_ms / RINGS[0].0, Ordering::Relaxed) * RINGS[0].0;
         let counted: Box<[u32]> = self.cells.iter().map(|cell| cell.swap(0, Ordering::Relaxed)).collect();
-        let is_empty = counted.iter().all(|count| *count == 0);
-        for (ring, (length, kept)) in past.iter_mut().zip(RINGS) {
-            let slot = at_ms / length;
-            match ring.back_mut() {
-                _ if is_empty => {}
-                Some((last, counts)) if *last == slot => {
-                    counts.iter_mut().zip(&counted).for_each(|(sum, count)| *sum = sum.saturating_add(*count));
-                }
-                _ => ring.push_back((slot, counted.clone())),
-            }
-            while ring.front().is_some_and(|(slot, _)| slot + kept <= now_ms / length) {
-                ring.pop_front();
-            }
+        if counted.iter().any(|count| *count > 0) {
+            past.add(at_ms, &counted, now_ms);
         }
+        past.trim(now_ms);
     }
 
     /// What came in over `window`, to the slot: of an hour the last 55 to 60 minutes.
     pub(super) fn drift(&self, window: Window, now_ms: u64) -> Drift {
         let (ring, slots) = window.ring();
         let mut sums = vec![0_u64; self.cells.len()];
-        {
+        let since_ms = {
             let mut past = self.past.lock().unwrap_or_else(PoisonError::into_inner);
             self.settle(&mut past, now_ms);
             let now = now_ms / RINGS[ring].0;
-            for (_, counts) in past[ring].iter().filter(|(slot, _)| slot + slots > now) {
+            for (_, counts) in past.rings[ring].iter().filter(|(slot, _)| slot + slots > now) {
                 sums.iter_mut().zip(counts).for_each(|(sum, count)| *sum += u64::from(*count));
             }
-        }
+            past.since_ms
+        };
         let (cells, ages) = sums.split_at(self.bins.baseline().len());
         let pairs: Vec<(&[u64], &[u64])> =
             self.bins.spans().map(|(_, span)| (&self.bins.baseline()[span.clone()], &cells[span])).collect();
@@ -193,7 +240,7 @@ impl Monitor {
         features.sort_by(|(_, a), (_, b)| b.verdict.cmp(&a.verdict).then(b.psi.total_cmp(&a.psi)));
         debug_assert!(self.bins.spans().last().is_some_and(|(name, _)| name == SCORE));
         Drift {
-            since_ms: self.since_ms,
+            since_ms,
             n: cells[self.bins.score_cells()].iter().sum(),
             features,
             score,

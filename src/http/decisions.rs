@@ -201,7 +201,7 @@ pub(super) fn permit(shared: &Shared) -> Result<OwnedSemaphorePermit, Problem> {
 }
 
 /// Runs `work`, which waits for a disk, off the threads that answer customers; so many at a time.
-pub(super) async fn reading<T: Send + 'static>(
+async fn reading<T: Send + 'static>(
     shared: &Shared,
     work: impl FnOnce() -> Result<T, Problem> + Send + 'static,
 ) -> Result<T, Problem> {

@@ -7,11 +7,10 @@ use axum::extract::{Query, State};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use super::decisions::reading;
 use super::problem::{self, Problem};
-use super::wire_fairness::FairnessAnswer;
+use super::wire_groups::FairnessAnswer;
 use super::wire_insight::{DriftAnswer, KpisAnswer, QualityAnswer};
-use super::{Shared, blocking};
+use super::{Shared, measure};
 use crate::domain::violation::{self, Violation};
 use crate::engine::Window;
 
@@ -52,7 +51,7 @@ pub(super) async fn kpis(
 ) -> Result<Json<KpisAnswer>, Problem> {
     let (model, window) = of?.0.checked(&shared)?;
     let engine = shared.engine.clone();
-    let (found, balance) = reading(&shared, move || Ok(engine.kpis(&model, window)?)).await?;
+    let (found, balance) = measure(&shared, move || Ok(engine.kpis(&model, window)?)).await?;
     Ok(Json(KpisAnswer::new(found, balance)))
 }
 
@@ -67,12 +66,12 @@ pub(super) async fn quality(
 ) -> Result<Json<QualityAnswer>, Problem> {
     let (model, window) = of?.0.checked(&shared)?;
     let engine = shared.engine.clone();
-    Ok(Json(reading(&shared, move || Ok(engine.quality(&model, window)?)).await?.into()))
+    Ok(Json(measure(&shared, move || Ok(engine.quality(&model, window)?)).await?.into()))
 }
 
 /// Show drift
 ///
-/// How far the features and scores of a window are from those of the training time. Counts begin with the process.
+/// How far the features and scores of a window are from those of the training time, for every version that is loaded.
 #[utoipa::path(get, path = "/v1/insight/drift", tag = "insight", operation_id = "insight_drift", params(Of),
     responses((status = 200, description = "The distances", body = DriftAnswer), problem::Measuring))]
 pub(super) async fn drift(
@@ -81,7 +80,7 @@ pub(super) async fn drift(
 ) -> Result<Json<DriftAnswer>, Problem> {
     let (model, window) = of?.0.checked(&shared)?;
     let engine = shared.engine.clone();
-    let found = blocking(move || engine.drift(&model, window)).await??;
+    let found = measure(&shared, move || Ok(engine.drift(&model, window)?)).await?;
     Ok(Json(DriftAnswer::new(window, found)))
 }
 
@@ -96,5 +95,5 @@ pub(super) async fn fairness(
 ) -> Result<Json<FairnessAnswer>, Problem> {
     let (model, window) = of?.0.checked(&shared)?;
     let engine = shared.engine.clone();
-    Ok(Json(reading(&shared, move || Ok(engine.fairness(&model, window)?)).await?.into()))
+    Ok(Json(measure(&shared, move || Ok(engine.fairness(&model, window)?)).await?.into()))
 }

@@ -18,7 +18,7 @@ mod server;
 mod slots;
 mod trace;
 mod wire;
-mod wire_fairness;
+mod wire_groups;
 mod wire_insight;
 mod wire_reasons;
 mod wire_records;
@@ -31,7 +31,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::error_handling::HandleErrorLayer;
 use serde::{Deserialize, Serialize};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower::ServiceBuilder;
 use tower::limit::GlobalConcurrencyLimitLayer;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -46,6 +46,8 @@ use problem::{Code, Problem};
 
 /// Long pieces of operators' work at a time.
 pub const LONG_MAX: usize = 2;
+/// How long who wants something measured waits for others.
+const MEASURE_WAIT_MAX: Duration = Duration::from_secs(10);
 /// How far they give way to those that answer customers.
 const LONG_NICE: i32 = 10;
 
@@ -112,6 +114,7 @@ pub struct Inner {
     in_flight: Arc<Semaphore>,
     readings: Arc<Semaphore>,
     long: Arc<Semaphore>,
+    measures: Arc<Semaphore>,
     draining: AtomicBool,
     contract: utoipa::openapi::OpenApi,
 }
@@ -142,6 +145,7 @@ impl Shared {
             in_flight: Arc::new(Semaphore::new(limits.in_flight_max)),
             readings: Arc::new(Semaphore::new(limits.readings_max)),
             long: Arc::new(Semaphore::new(LONG_MAX)),
+            measures: Arc::new(Semaphore::new(1)),
             limits,
             draining: AtomicBool::new(false),
             contract: contract(),
@@ -149,7 +153,7 @@ impl Shared {
     }
 
     /// Leave for long work, as much at a time as there may be batches.
-    fn long_work(&self) -> Result<tokio::sync::OwnedSemaphorePermit, Problem> {
+    fn long_work(&self) -> Result<OwnedSemaphorePermit, Problem> {
         let full = |_| Problem::new(Code::Overloaded, "too many batches are being answered; try again after a second");
         self.batches.clone().try_acquire_owned().map_err(full)
     }
@@ -287,6 +291,24 @@ async fn long<T: Send + 'static>(shared: &Shared, work: impl FnOnce() -> T + Sen
             "other models are being loaded, or decisions made again; try again after a second",
         )
     })?;
+    apart(permit, work).await
+}
+
+/// Measures on such a thread, one after the other, since all of it reads one sample. Who comes meanwhile waits, for so long.
+async fn measure<T: Send + 'static>(
+    shared: &Shared,
+    work: impl FnOnce() -> Result<T, Problem> + Send + 'static,
+) -> Result<T, Problem> {
+    let permit = tokio::time::timeout(MEASURE_WAIT_MAX, shared.measures.clone().acquire_owned()).await;
+    let busy = || Problem::new(Code::Overloaded, "too much is being measured; try again after a second");
+    apart(permit.map_err(|_| busy())?.map_err(|_| busy())?, work).await?
+}
+
+/// Runs `work` on a low-priority thread of its own, with its `permit`.
+async fn apart<T: Send + 'static>(
+    permit: OwnedSemaphorePermit,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Problem> {
     let failed = || Problem::new(Code::Internal, "the request could not be answered");
     let (reply, answer) = tokio::sync::oneshot::channel();
     let thread = std::thread::Builder::new().name("mainstay-long".to_owned()).spawn(move || {

@@ -12,7 +12,7 @@ use crate::engine::{self, Balance, Measured, Window};
 
 /// A figure with its interval at 95 %.
 #[derive(Serialize, ToSchema)]
-pub(super) struct Estimate {
+pub(super) struct Figure {
     /// The figure.
     value: f64,
     /// The lower end of the interval.
@@ -23,14 +23,14 @@ pub(super) struct Estimate {
     n: u64,
 }
 
-impl From<statistics::Estimate> for Estimate {
+impl From<statistics::Estimate> for Figure {
     fn from(statistics::Estimate { value, low, high, n }: statistics::Estimate) -> Self {
         Self { value, low, high, n }
     }
 }
 
-fn estimate(found: Option<statistics::Estimate>) -> Option<Estimate> {
-    found.map(Estimate::from)
+fn estimate(found: Option<statistics::Estimate>) -> Option<Figure> {
+    found.map(Figure::from)
 }
 
 /// What figures rest on.
@@ -45,6 +45,8 @@ pub(super) struct Basis {
     sampled: f64,
     /// Records that are not measured yet.
     records_behind: i64,
+    /// Decisions that are not measured, since their segments, versions and arms are too many.
+    left_out: u64,
     /// After how many days no word means that a customer stayed.
     maturity_days: f64,
 }
@@ -56,6 +58,7 @@ impl Basis {
             to: time(measured.now_ms as i64),
             sampled: measured.sampled,
             records_behind: measured.behind,
+            left_out: measured.left_out,
             maturity_days: measured.maturity_ms as f64 / 86_400_000.0,
         }
     }
@@ -112,7 +115,7 @@ pub(super) struct Kpi {
     /// `share`, `money` or `customers`.
     unit: &'static str,
     /// Null where there is nothing to tell it from.
-    estimate: Option<Estimate>,
+    estimate: Option<Figure>,
     /// How it stands to the target, floor or ceiling that is set: `met`, `missed` or `unresolved`. Absent without one.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
@@ -125,11 +128,11 @@ pub(super) struct Kpi {
 #[derive(Serialize, ToSchema)]
 pub(super) struct Lift {
     /// As it is.
-    plain: Estimate,
+    plain: Figure,
     /// With the score and `context.usage_before` taken out (CUPED): as right, and narrower.
-    adjusted: Estimate,
+    adjusted: Figure,
     /// The adjusted one, with an interval that holds however often it is looked at.
-    always_valid: Estimate,
+    always_valid: Figure,
     /// The share of the variance that the adjustment left.
     variance_left: f64,
 }
@@ -223,21 +226,21 @@ pub(super) struct Quality {
     /// Those who did.
     churned: u64,
     /// Area under the ROC curve (interval: DeLong, on the logit).
-    auc: Option<Estimate>,
+    auc: Option<Figure>,
     /// The share that left of the 20 % with the highest scores (interval: Wilson).
-    precision_at_20: Option<Estimate>,
+    precision_at_20: Option<Figure>,
     /// That of the customers of the window that ends now, with labels that are late made up for.
-    precision_at_20_delay_corrected: Option<Estimate>,
+    precision_at_20_delay_corrected: Option<Figure>,
     /// That of the same customers as the scores foretell it, without labels.
-    precision_at_20_expected: Option<Estimate>,
+    precision_at_20_expected: Option<Figure>,
     /// The mean squared error of the score.
-    brier: Option<Estimate>,
+    brier: Option<Figure>,
     /// Expected calibration error over ten bins of equal mass.
     ece: Option<f64>,
     /// 1 at best; under it scores are too extreme.
-    calibration_slope: Option<Estimate>,
+    calibration_slope: Option<Figure>,
     /// 0 at best; over it too few are expected to leave.
-    calibration_intercept: Option<Estimate>,
+    calibration_intercept: Option<Figure>,
 }
 
 impl From<quality::Quality> for Quality {

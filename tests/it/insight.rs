@@ -261,6 +261,8 @@ async fn the_same_is_measured_after_a_restart_and_fewer_customers_where_there_ar
     let (service, directory) = start(&[]);
     history(&service).await;
     let before = service.get_admin("/v1/insight/kpis?window=24h").await.json();
+    let drift = service.get_admin("/v1/insight/drift?window=24h").await.json();
+    assert_eq!(drift["versions"][0]["n"], CUSTOMERS + CUSTOMERS / 4);
     drop(service);
     let policy = directory.path().join("policy.toml");
     let serve =
@@ -269,6 +271,10 @@ async fn the_same_is_measured_after_a_restart_and_fewer_customers_where_there_ar
     let service = Service::start_in(directory.path(), &settings);
     let after = service.get_admin("/v1/insight/kpis?window=24h").await.json();
     assert_eq!((&after["overall"], &after["parts"]), (&before["overall"], &before["parts"]));
+    let again = service.get_admin("/v1/insight/drift?window=24h").await.json();
+    for field in ["n", "score", "features"] {
+        assert_eq!(again["versions"][0][field], drift["versions"][0][field], "{field}");
+    }
     // The same stands on /metrics, without anybody asking.
     let spend = figure(&before["overall"], "spend")["estimate"]["value"].as_f64().expect("a number");
     let line = format!("mainstay_kpi{{model=\"telco-churn\",kpi=\"spend\",bound=\"value\"}} {spend}");
