@@ -107,17 +107,21 @@ impl<'s> View<'s> {
         &self.sample.kinds.values[row.kind as usize]
     }
 
-    /// The rows of the model that were decided on from `from_ms` until `to_ms`, both included.
-    fn rows(&self, from_ms: i64, to_ms: i64) -> impl Iterator<Item = &Row> {
-        let within = move |row: &&Row| row.at_ms >= from_ms && row.at_ms <= to_ms;
-        self.sample.rows.iter().filter(within).filter(|row| self.kind(row).maker.model == self.model)
+    /// The rows of the model that were decided on from `from_ms` until `to_ms`, both included, and of which `is_part` says that they are
+    /// meant.
+    fn rows(&self, from_ms: i64, to_ms: i64, is_part: &dyn Fn(&Kind) -> bool) -> impl Iterator<Item = &Row> {
+        // Kinds are few, rows are many.
+        let is_meant = |kind: &Kind| kind.maker.model == self.model && is_part(kind);
+        let meant: Vec<bool> = self.sample.kinds.values.iter().map(is_meant).collect();
+        let within = move |row: &&Row| row.at_ms >= from_ms && row.at_ms <= to_ms && meant[row.kind as usize];
+        self.sample.rows.iter().filter(within)
     }
 
     /// The customers of such rows that `is_part` says are meant, each with the audit groups.
     fn customers(&self, from_ms: i64, to_ms: i64, is_part: &dyn Fn(&Kind) -> bool) -> Vec<(Customer, u32)> {
         let mut places: HashMap<Ticket, usize> = HashMap::new();
         let mut customers: Vec<(Customer, u32)> = Vec::new();
-        for row in self.rows(from_ms, to_ms).filter(|row| is_part(self.kind(row))) {
+        for row in self.rows(from_ms, to_ms, is_part) {
             let place = *places.entry(row.customer).or_insert_with(|| {
                 customers.push((self.begin(row), row.groups));
                 customers.len() - 1
@@ -187,9 +191,12 @@ impl<'s> View<'s> {
     /// The parts that the model divides into: dimension and value.
     fn parts(&self) -> Vec<(&'static str, String)> {
         let mut counts: BTreeMap<(&'static str, String), u64> = BTreeMap::new();
-        for row in self.rows(self.now_ms - self.window_ms - self.maturity_ms, i64::MAX) {
-            for (dimension, value) in values(self.kind(row)) {
-                *counts.entry((dimension, value.to_owned())).or_default() += 1;
+        let mut by_kind = vec![0_u64; self.sample.kinds.values.len()];
+        let from_ms = self.now_ms - self.window_ms - self.maturity_ms;
+        self.rows(from_ms, i64::MAX, &|_| true).for_each(|row| by_kind[row.kind as usize] += 1);
+        for (kind, count) in self.sample.kinds.values.iter().zip(by_kind).filter(|(_, count)| *count > 0) {
+            for (dimension, value) in values(kind) {
+                *counts.entry((dimension, value.to_owned())).or_default() += count;
             }
         }
         let mut parts: Vec<((&'static str, String), u64)> = counts.into_iter().collect();

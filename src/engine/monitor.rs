@@ -9,7 +9,6 @@ use crate::domain::bundle::bins::{Bins, SCORE};
 use crate::domain::freshness::{self, STALE_MS};
 use crate::domain::record::Record;
 use crate::domain::statistics::drift::{self, Distance};
-use crate::model::Model;
 
 /// Requests that are counted in a second; more would tell no more, and cost.
 const COUNTED_MAX: u32 = 500;
@@ -145,8 +144,8 @@ pub struct Drift {
 }
 
 impl Monitor {
-    pub(super) fn new(model: &Model, now_ms: u64) -> Self {
-        let bins = Bins::new(model.baseline(), model.schema().names());
+    /// A monitor that counts in `bins` from `now_ms` on.
+    pub(super) fn new(bins: Bins, now_ms: u64) -> Self {
         let cells = (0..bins.baseline().len() + AGES).map(|_| AtomicU32::new(0)).collect();
         Self {
             bins,
@@ -251,3 +250,70 @@ impl Monitor {
 }
 
 const NOTHING: Distance = Distance { psi: 0.0, critical: f64::INFINITY, n: 0, verdict: drift::Verdict::Grey };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::bundle::baseline::Baseline;
+    use crate::domain::record::Value;
+
+    const BEGUN: u64 = 20_000 * DAY;
+
+    fn monitor() -> Monitor {
+        let baseline: Baseline = serde_json::from_value(serde_json::json!({
+            "rows": 200,
+            "features": {"n": {"edges": [0.0], "counts": [100, 100], "missing": 0}},
+            "score": {"edges": [0.5], "counts": [100, 100]},
+        }))
+        .expect("a baseline");
+        Monitor::new(Bins::new(&baseline, ["n"].into_iter()), BEGUN)
+    }
+
+    fn record(n: f64, context: &[(&'static str, Value<'static>)]) -> Record<'static> {
+        let context = context.iter().map(|(name, value)| ((*name).into(), value.clone())).collect();
+        Record { customer_id: "c".into(), features: vec![("n".into(), Value::Number(n))], context, reasons: 0 }
+    }
+
+    fn counted(monitor: &Monitor, now_ms: u64) -> [u64; 4] {
+        Window::ALL.map(|window| monitor.drift(window, now_ms).n)
+    }
+
+    #[test]
+    fn windows_move_on_and_forget() {
+        let monitor = monitor();
+        for at in 0..100 {
+            // One in ten minutes.
+            let now_ms = BEGUN + at * 10 * MINUTE;
+            monitor.turn(now_ms);
+            monitor.observe(now_ms, &record(1.0, &[]), 0.1, (at % 2 == 0).then_some(at * HOUR));
+        }
+        let last = BEGUN + 99 * 10 * MINUTE;
+        assert_eq!(counted(&monitor, last), [6, 100, 100, 100]);
+        let found = monitor.drift(Window::Month, last);
+        assert_eq!((found.aged, found.stale, found.since_ms), (50, 37, BEGUN));
+        assert_eq!((found.features[0].0.as_str(), found.features[0].1.n), ("n", 100));
+        assert_eq!(counted(&monitor, last + 5 * HOUR), [0, 100, 100, 100]);
+        assert_eq!(counted(&monitor, last + 40 * HOUR), [0, 0, 100, 100]);
+        assert_eq!(counted(&monitor, last + 8 * DAY), [0, 0, 0, 100]);
+        assert_eq!(counted(&monitor, last + 31 * DAY), [0; 4]);
+        let past = monitor.past.lock().expect("no panic");
+        assert!(past.rings.iter().all(VecDeque::is_empty), "nothing is kept that nobody can ask for");
+    }
+
+    #[test]
+    fn of_a_second_only_so_many_count_and_what_came_before_is_added_once() {
+        let monitor = monitor();
+        for _ in 0..COUNTED_MAX + 50 {
+            monitor.observe(BEGUN + 500, &record(1.0, &[]), 0.1, None);
+        }
+        assert_eq!((monitor.places(BEGUN + 999), monitor.places(BEGUN + 1_000)), (0, COUNTED_MAX));
+        assert_eq!(counted(&monitor, BEGUN + 500), [u64::from(COUNTED_MAX); 4]);
+        let stale = [("features_at", Value::Text("1970-01-01T00:00:00Z".into()))];
+        for before_ms in [40 * DAY, 10 * DAY, 2 * HOUR, MINUTE, 0] {
+            monitor.recall(BEGUN - before_ms, &record(-1.0, &stale), 0.9);
+        }
+        assert_eq!(counted(&monitor, BEGUN + 500), [501, 502, 502, 503]);
+        let found = monitor.drift(Window::Month, BEGUN + 500);
+        assert_eq!((found.stale, found.since_ms), (3, BEGUN - 40 * DAY));
+    }
+}

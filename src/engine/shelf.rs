@@ -8,6 +8,7 @@ use std::sync::atomic::AtomicU64;
 use sha2::{Digest, Sha256};
 
 use super::monitor::Monitor;
+use crate::domain::bundle::bins::Bins;
 use crate::domain::bundle::card::Card;
 use crate::domain::policy::Policy;
 use crate::domain::policy::document;
@@ -85,7 +86,7 @@ impl Shelf {
         // The allocator may have had room for it: then this is at least the graph of every lane.
         let graphs = (model.graph_bytes() * self.options.lanes) as u64;
         let memory_bytes = resident_bytes().saturating_sub(before).max(graphs);
-        let monitor = Arc::new(Monitor::new(&model, now_ms));
+        let monitor = Arc::new(Monitor::new(Bins::new(model.baseline(), model.schema().names()), now_ms));
         Ok(Loaded { model: Arc::new(model), memory_bytes, requests: Arc::default(), monitor })
     }
 

@@ -163,7 +163,7 @@ pub fn kpis(cohorts: &Cohorts, targets: &Targets, holdout: Option<f64>) -> Kpis 
         lift::ratio(&pairs(|customer| (customer.cost + customer.contact_cost, f64::from(customer.decisions))), z());
     let spend: f64 = recent.iter().map(|customer| customer.cost + customer.contact_cost).sum();
     let counted = |value: f64, n: u64| Some(Estimate { value, low: value, high: value, n });
-    let precision = quality::quality(cohorts).precision;
+    let precision = quality::precision(cohorts);
 
     let kpi = |name, unit, estimate: Option<Estimate>, made_of| Kpi { name, unit, estimate, standing: None, made_of };
     let aimed = |kpi: Kpi, aim: f64, standing: fn(&Estimate, f64) -> Standing| Kpi {

@@ -33,17 +33,9 @@ pub struct Quality {
 
 /// The quality of the scores that `cohorts` had.
 pub fn quality(cohorts: &Cohorts) -> Quality {
-    let on_holdout = cohorts.matured.iter().chain(&cohorts.recent).any(|customer| customer.holdout == Some(true));
-    let counts = |customer: &&Customer| !on_holdout || customer.holdout == Some(true);
-    let labelled: Vec<Labelled> = cohorts
-        .matured
-        .iter()
-        .filter(counts)
-        .filter_map(|customer| {
-            Some(Labelled { score: customer.score, churned: customer.churned(cohorts.maturity_ms)? })
-        })
-        .collect();
-    let recent: Vec<&Customer> = cohorts.recent.iter().filter(counts).collect();
+    let on_holdout = has_holdout(cohorts);
+    let labelled = labelled(cohorts);
+    let recent: Vec<&Customer> = cohorts.recent.iter().filter(|customer| counts(on_holdout, customer)).collect();
     let scores: Vec<f64> = recent.iter().map(|customer| customer.score).collect();
     let top = quality::threshold(scores.iter().copied(), TOP).unwrap_or(f64::INFINITY);
     let known: Vec<(bool, u64)> = recent
@@ -62,6 +54,27 @@ pub fn quality(cohorts: &Cohorts) -> Quality {
         brier: quality::brier(&labelled, z()),
         calibration: quality::calibration(&labelled, z()),
     }
+}
+
+fn has_holdout(cohorts: &Cohorts) -> bool {
+    cohorts.matured.iter().chain(&cohorts.recent).any(|customer| customer.holdout == Some(true))
+}
+
+fn counts(on_holdout: bool, customer: &Customer) -> bool {
+    !on_holdout || customer.holdout == Some(true)
+}
+
+/// Who counts, with what came of it.
+fn labelled(cohorts: &Cohorts) -> Vec<Labelled> {
+    let on_holdout = has_holdout(cohorts);
+    let label =
+        |customer: &Customer| Some(Labelled { score: customer.score, churned: customer.churned(cohorts.maturity_ms)? });
+    cohorts.matured.iter().filter(|customer| counts(on_holdout, customer)).filter_map(label).collect()
+}
+
+/// The share who left of the top: see [`Quality::precision`].
+pub(super) fn precision(cohorts: &Cohorts) -> Option<Estimate> {
+    quality::precision_at(&labelled(cohorts), TOP, z())
 }
 
 /// How late it was known that customers left, of all who are old enough: who is late does not depend on the score.
