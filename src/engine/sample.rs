@@ -41,6 +41,9 @@ pub(super) struct Made {
     pub(super) holdout: Option<u64>,
 }
 
+/// What made decisions, with the policy where its document can be read.
+type Known = (Arc<Made>, Option<Arc<Policy>>);
+
 /// One decision with what followed it.
 #[derive(Debug, Clone)]
 pub(super) struct Row {
@@ -108,7 +111,7 @@ pub(super) struct Sample {
     places: HashMap<[u8; 16], u64>,
     pub(super) kinds: Table<Kind>,
     pub(super) groups: Table<Groups>,
-    makers: HashMap<i64, (Arc<Made>, Option<Arc<Policy>>)>,
+    makers: HashMap<i64, Known>,
     /// Decisions that were left out since there was no place for their kind.
     pub(super) left_out: u64,
 }
@@ -200,7 +203,7 @@ impl Sample {
         Ok(())
     }
 
-    fn maker(&mut self, maker: i64, ledger: &Ledger) -> Result<Option<(Arc<Made>, Option<Arc<Policy>>)>, Error> {
+    fn maker(&mut self, maker: i64, ledger: &Ledger) -> Result<Option<Known>, Error> {
         if let Some(known) = self.makers.get(&maker) {
             return Ok(Some(known.clone()));
         }
