@@ -290,7 +290,11 @@ impl Engine {
 
     /// How the groups of audits fare. Errors: as those of [`kpis`](Self::kpis).
     pub fn fairness(&self, model: &str, window: Window) -> Result<Measured<Fairness>, Error> {
-        self.measured(model, window, false, |view, is_part| Fairness {
+        self.fairness_of(model, window, true)
+    }
+
+    fn fairness_of(&self, model: &str, window: Window, in_parts: bool) -> Result<Measured<Fairness>, Error> {
+        self.measured(model, window, in_parts, |view, is_part| Fairness {
             offers: view.census(&view.recent(is_part)),
             matured: view.census(&view.matured(is_part)),
         })
@@ -335,7 +339,7 @@ impl Engine {
                     self.metrics.quality(name, &part.value, metric, estimate.as_ref());
                 }
             }
-            let fairness = self.fairness(name, window)?.overall.offers;
+            let fairness = self.fairness_of(name, window, false)?.overall.offers;
             let parities = || fairness.iter().flat_map(|found| &found.groups).filter_map(|group| group.parity);
             let failed = parities().filter(|parity| parity.verdict() == Verdict::Fail).count();
             self.metrics.fairness(name, parities().map(|parity| parity.value).reduce(f64::min), failed);

@@ -229,8 +229,8 @@ async fn figures_are_those_that_can_be_counted_by_hand() {
     let found = service.get_admin("/v1/insight/fairness?window=1h").await.json();
     let of = |name: &str| group(false).filter(move |one| one.group == name).collect::<Vec<_>>();
     let rate = |name: &str| mean(of(name).iter().map(|one| f64::from(u8::from(one.offered))));
-    let groups = found["offers"][0]["groups"].as_array().expect("groups");
-    assert_eq!((found["offers"][0]["attribute"].as_str(), groups.len()), (Some("sex"), 2));
+    let groups = found["overall"]["offers"][0]["groups"].as_array().expect("groups");
+    assert_eq!((found["overall"]["offers"][0]["attribute"].as_str(), groups.len()), (Some("sex"), 2));
     let reference = if rate("f") > rate("m") { "f" } else { "m" };
     for one in groups {
         let name = one["group"].as_str().expect("a name");
@@ -242,16 +242,19 @@ async fn figures_are_those_that_can_be_counted_by_hand() {
         }
     }
     let left = |name: &str| mean(of(name).iter().map(|one| f64::from(u8::from(one.churned))));
-    let matured = found["matured"][0]["groups"].as_array().expect("groups");
+    let matured = found["overall"]["matured"][0]["groups"].as_array().expect("groups");
     let other = matured.iter().find(|one| one["is_reference"] == false).expect("a group");
     let name = other["group"].as_str().expect("a name");
     near(&other["base_rate_ratio"]["value"], left(name) / left(reference));
+
+    let version = &found["parts"].as_array().expect("parts").last().expect("a version");
+    assert_eq!((&version["dimension"], &version["offers"]), (&json!("version"), &found["overall"]["offers"]));
 
     // Who is erased is in no group any more, and still counts.
     assert_eq!(service.call(reqwest::Method::DELETE, "/v1/customers/C-1").await.status, 200);
     let found = service.get_admin("/v1/insight/fairness?window=1h").await.json();
     let before = u64::from(sent[1].held_out);
-    assert_eq!(found["offers"][0]["unknown"], json!(1 - before));
+    assert_eq!(found["overall"]["offers"][0]["unknown"], json!(1 - before));
     let found = service.get_admin("/v1/insight/kpis?window=1h").await.json();
     assert_eq!(found["overall"]["customers"], CUSTOMERS);
 }
@@ -399,7 +402,7 @@ async fn what_cannot_be_measured_is_said() {
             .iter()
             .all(|kpi| { kpi["estimate"].is_null() || kpi["estimate"]["n"] == 0 })
     );
-    assert_eq!(nothing.get_admin("/v1/insight/fairness").await.json()["offers"], json!([]));
+    assert_eq!(nothing.get_admin("/v1/insight/fairness").await.json()["overall"]["offers"], json!([]));
     let drift = nothing.get_admin("/v1/insight/drift").await.json();
     assert_eq!(
         (&drift["versions"][0]["score"]["verdict"], &drift["versions"][0]["drifting"]),
