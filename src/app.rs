@@ -40,7 +40,7 @@ pub struct App {
     admin: Server,
     /// TLS of those planes that have it.
     tls: Vec<Arc<Tls>>,
-    /// The look at rollouts, the shadow, and the look at certificates.
+    /// The look at rollouts, the shadow, the measures, and the look at certificates.
     behind: Vec<std::thread::JoinHandle<()>>,
 }
 
@@ -158,8 +158,8 @@ impl App {
     }
 }
 
-/// The threads that work behind the answers: one looks at rollouts, one is their shadow, and one looks at certificates, if there are
-/// any. They give way to everything else, the shadow to the first one too.
+/// The threads that work behind the answers: one looks at rollouts, one is their shadow, one measures what came of decisions, and one looks at
+/// certificates, if there are any. They give way to everything else, shadow and measures to the first one too.
 fn behind(engine: &Arc<Engine>, tls: &[Arc<Tls>]) -> std::io::Result<Vec<std::thread::JoinHandle<()>>> {
     let (looks, shadow) = (engine.clone(), engine.clone());
     let look = std::thread::Builder::new().name("mainstay-rollouts".to_owned()).spawn(move || {
@@ -175,7 +175,14 @@ fn behind(engine: &Arc<Engine>, tls: &[Arc<Tls>]) -> std::io::Result<Vec<std::th
             let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| shadow.run_shadow()));
         }
     })?;
-    let mut threads = vec![look, shadow];
+    let insight = engine.clone();
+    let insight = std::thread::Builder::new().name("mainstay-insight".to_owned()).spawn(move || {
+        http::give_way(SHADOW_NICE);
+        while !insight.is_closing() {
+            let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| insight.run_insight()));
+        }
+    })?;
+    let mut threads = vec![look, shadow, insight];
     if !tls.is_empty() {
         let (engine, tls) = (engine.clone(), tls.to_vec());
         let files = std::thread::Builder::new().name("mainstay-files".to_owned());
@@ -225,6 +232,7 @@ pub fn setup(
         resume: config.models.resume,
         ledger,
         options: config.rollouts.clone(),
+        insight: config.insight.clone(),
         metrics,
         clock: SystemTime::now,
         read: http::read_record,

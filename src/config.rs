@@ -36,6 +36,7 @@ pub struct Config {
     pub drain: Drain,
     pub ledger: ledger::Options,
     pub rollouts: engine::Options,
+    pub insight: engine::InsightOptions,
     pub log: log::Options,
 }
 
@@ -178,6 +179,7 @@ impl Config {
         section("log", self.log.problems());
         section("ledger", self.ledger.problems());
         section("rollouts", self.rollouts.problems());
+        section("insight", self.insight.problems());
         if self.models.serve.is_empty() {
             section("models", vec![("serve", "expected at least one model".to_owned())]);
         }

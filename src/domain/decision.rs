@@ -72,6 +72,8 @@ pub struct Decision {
     pub trace: Trace,
     /// What chance had to do with it; `None` where neither a holdout nor an experiment had a say.
     pub chance: Option<Chance>,
+    /// How old the features were, in milliseconds, where the caller said it.
+    pub features_age_ms: Option<u64>,
     /// Why the score is what it is, where that was wanted.
     pub explanation: Option<Arc<Explanation>>,
     /// What would have led to a lower tier, where that was wanted. Not recorded: it follows from the inputs.

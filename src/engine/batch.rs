@@ -95,7 +95,17 @@ impl Engine {
             None => Receipt::done(),
         };
         reserved.into_iter().for_each(Reserved::keep);
-        decisions.iter().flatten().for_each(|decision| serving.count(decision));
+        // Of all rows alike: the first ones of a batch may be the least alike the others.
+        let places = serving.champion.monitor.places(self.now_ms());
+        let share = f64::from(places) / records.len().max(1) as f64;
+        for (decision, record) in decisions.iter().zip(records) {
+            let Ok(decision) = decision else { continue };
+            serving.count(decision);
+            if share >= 1.0 || fastrand::f64() < share {
+                let (score, age_ms) = (decision.score.value(), decision.features_age_ms);
+                serving.candidate(decision.arm).monitor.observe(decision.decided_at_ms, record, score, age_ms);
+            }
+        }
         Ok(Batch { decisions, stages, receipt })
     }
 

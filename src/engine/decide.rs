@@ -14,6 +14,7 @@ use super::serving::{Candidate, Serving, Trial, Who};
 use super::shadow::Row;
 use super::{Engine, Error};
 use crate::domain::decision::{Arm, Decision};
+use crate::domain::freshness;
 use crate::domain::id::DecisionId;
 use crate::domain::policy::assessment::{Assessment, Choice};
 use crate::domain::policy::condition::{Known, Values};
@@ -71,6 +72,8 @@ impl Engine {
         // Before this whatever went wrong has given it back.
         reserved.into_iter().for_each(Reserved::keep);
         serving.count(&decision);
+        let monitor = &serving.candidate(scored.arm).monitor;
+        monitor.observe(decision.decided_at_ms, record, decision.score.value(), decision.features_age_ms);
         if let Some((trial, who)) = serving.shadow(addressed).zip(who) {
             self.shade(trial, who, record, row);
         }
@@ -179,6 +182,7 @@ impl Engine {
             value_at_stake: assessment.value_at_stake,
             trace: assessment.trace,
             chance,
+            features_age_ms: freshness::age_ms(&record.context, decided_at_ms),
             explanation: None,
             counterfactuals: None,
         };

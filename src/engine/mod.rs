@@ -9,16 +9,21 @@ mod decide;
 mod dry_run;
 mod error;
 mod experiments;
+mod insight;
+mod measures;
+mod monitor;
 mod moves;
 mod opening;
 mod past;
 mod reasons;
 mod rollout;
+mod sample;
 mod serving;
 mod shadow;
 mod shelf;
 mod simulate;
 mod slots;
+mod staging;
 mod treatment;
 mod watch;
 
@@ -35,6 +40,9 @@ pub use capacity::Occupancy;
 pub use decide::Stages;
 pub use error::Error;
 pub use experiments::{Counted, Draft, Examined, Trial};
+pub use insight::Options as InsightOptions;
+pub use measures::{Drifted, Fairness, Measured, Part};
+pub use monitor::{Drift, Window};
 pub use moves::{Ask, Moved, Standing, Verb, Warm};
 pub use rollout::Options;
 pub use serving::{Catalogue, Serving};
@@ -53,6 +61,7 @@ pub use crate::ledger::Receipt;
 /// To be spawned on every thread that awaits receipts: see `ledger::courier`.
 pub use crate::ledger::courier;
 use crate::telemetry::Metrics;
+use insight::Insight;
 use shadow::Shadow;
 use slots::Deck;
 
@@ -72,6 +81,7 @@ pub struct Engine {
     shelf: Shelf,
     ledger: Option<Ledger>,
     options: ArcSwap<Options>,
+    insight: Insight,
     metrics: Arc<Metrics>,
     clock: fn() -> SystemTime,
     read: Read,
@@ -91,6 +101,8 @@ pub struct Setup {
     pub ledger: Option<Ledger>,
     /// How rollouts go.
     pub options: Options,
+    /// What is measured, and how.
+    pub insight: InsightOptions,
     /// The metrics.
     pub metrics: Arc<Metrics>,
     /// The clock.
@@ -115,7 +127,7 @@ impl Engine {
     ///
     /// Errors: a champion or a policy that cannot be used, or a ledger that cannot be read.
     pub fn open(setup: Setup) -> Result<Self, Error> {
-        let Setup { shelf, entries, resume, ledger, options, metrics, clock, read } = setup;
+        let Setup { shelf, entries, resume, ledger, options, insight, metrics, clock, read } = setup;
         let mut engine = Self {
             catalogue: ArcSwap::from_pointee(Catalogue::none()),
             decks: Vec::new(),
@@ -125,6 +137,7 @@ impl Engine {
             shelf,
             ledger,
             options: ArcSwap::from_pointee(options),
+            insight: Insight::new(insight),
             metrics,
             clock,
             read,

@@ -221,7 +221,7 @@ impl Engine {
         if needs_idle && held.unloaded.is_some() {
             // What kept it from being loaded at the start may have been mended since.
             let placed = held.slots.idle().cloned();
-            let model = placed.map(|placed| self.shelf.load_as(&deck.name, &placed)).transpose();
+            let model = placed.map(|placed| self.shelf.load_as(&deck.name, &placed, self.now_ms())).transpose();
             let model = model.map_err(|error| Error::Refused(reasons_of(&error)))?;
             // Experiments may have come since that only fit the champion.
             model.as_ref().map_or(Ok(()), |model| held.take_in(model))?;
@@ -325,7 +325,7 @@ impl Engine {
             let champion = held.in_slot(held.slots.champion()).map(|loaded| loaded.model.clone());
             (champion.ok_or_else(|| self.unknown(&deck.name))?, held.policy.clone())
         };
-        let staged = self.shelf.load(&deck.name, version).map_err(|error| reasons_of(&error));
+        let staged = self.shelf.load(&deck.name, version, self.now_ms()).map_err(|error| reasons_of(&error));
         let staged = staged.and_then(|loaded| {
             let (notes, breaking) = shelf::differences(live.card(), loaded.model.card());
             let mut reasons = if allow_breaking { Vec::new() } else { breaking.clone() };

@@ -42,7 +42,8 @@ impl Deck {
     }
 
     fn begin(name: &str, version: &str, policy: Arc<Policy>, engine: &Engine) -> Result<Held, Error> {
-        let model = engine.shelf.load(name, version).map_err(|source| unservable(name, version, source))?;
+        let model =
+            engine.shelf.load(name, version, engine.now_ms()).map_err(|source| unservable(name, version, source))?;
         model.fits(&policy).map_err(Error::Refused)?;
         let digest = model.model.digest().to_owned();
         let reference = shelf::policy_ref(&policy);
@@ -74,7 +75,7 @@ impl Deck {
         let champion = held.slots.champion();
         for colour in [champion, champion.other()] {
             let Some(placed) = held.slots.placed(colour) else { continue };
-            let model = engine.shelf.load_as(name, placed).and_then(|loaded| {
+            let model = engine.shelf.load_as(name, placed, engine.now_ms()).and_then(|loaded| {
                 let path = engine.shelf.dir.join(name).join(&placed.version);
                 let fits = loaded.fits(&held.policy);
                 fits.map_err(|problems| crate::model::Error::Bundle { path, problems })?;

@@ -129,6 +129,7 @@ impl Engine {
         for deck in &self.decks {
             // A move that waits for the ledger keeps its own deck alone; the others are looked at all the same.
             let Some(mut held) = deck.try_held() else { continue };
+            held.loaded.iter().flatten().for_each(|loaded| loaded.monitor.turn(self.now_ms()));
             if let Some(account) = &held.account {
                 let now_ms = self.now_ms();
                 account.pace(now_ms);

@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::account::Account;
 use super::allotment::Purse;
 use super::capacity::Capacities;
+use super::monitor::Monitor;
 use super::treatment::Running;
 use super::watch::Watch;
 use crate::domain::assignment;
@@ -35,10 +36,12 @@ pub(super) struct Candidate {
     decided: Arc<[Counter]>,
     /// Decisions that it made since it was loaded.
     requests: Arc<AtomicU64>,
+    /// What came in for it.
+    pub(super) monitor: Arc<Monitor>,
 }
 
 impl Candidate {
-    /// `model` under `policy`, counted in `metrics` and in `requests`.
+    /// `model` under `policy`, counted in `metrics`, `requests` and `monitor`.
     ///
     /// Errors: what of the policy does not fit the model.
     pub(super) fn new(
@@ -46,18 +49,19 @@ impl Candidate {
         policy: &Policy,
         metrics: &Metrics,
         requests: Arc<AtomicU64>,
+        monitor: Arc<Monitor>,
     ) -> Result<Self, Vec<String>> {
         let id = model.id();
         let binding = Arc::new(policy.bind(&model.card().features)?);
         let decided = policy.tiers().iter().map(|tier| metrics.decisions(&id.name, &id.version, &tier.name)).collect();
-        Ok(Self { model, binding, decided, requests })
+        Ok(Self { model, binding, decided, requests, monitor })
     }
 
     /// The same model under another policy.
     ///
     /// Errors: what of it does not fit the model.
     pub(super) fn under(&self, policy: &Policy, metrics: &Metrics) -> Result<Self, Vec<String>> {
-        Self::new(self.model.clone(), policy, metrics, self.requests.clone())
+        Self::new(self.model.clone(), policy, metrics, self.requests.clone(), self.monitor.clone())
     }
 
     pub(super) fn count(&self, tier: usize) {

@@ -7,6 +7,8 @@ use std::sync::atomic::AtomicU64;
 
 use sha2::{Digest, Sha256};
 
+use super::monitor::Monitor;
+use crate::domain::bundle::bins::Bins;
 use crate::domain::bundle::card::Card;
 use crate::domain::policy::Policy;
 use crate::domain::policy::document;
@@ -33,6 +35,8 @@ pub(super) struct Loaded {
     pub(super) memory_bytes: u64,
     /// Decisions that it made.
     pub(super) requests: Arc<AtomicU64>,
+    /// What came in for it.
+    pub(super) monitor: Arc<Monitor>,
 }
 
 /// A policy document that cannot be used.
@@ -69,8 +73,8 @@ impl Loaded {
 }
 
 impl Shelf {
-    /// Loads and probes version `version` of the model `name`. Takes some 10 to 500 ms.
-    pub(super) fn load(&self, name: &str, version: &str) -> Result<Loaded, model::Error> {
+    /// Loads and probes version `version` of the model `name`, at `now_ms`. Takes some 10 to 500 ms.
+    pub(super) fn load(&self, name: &str, version: &str, now_ms: u64) -> Result<Loaded, model::Error> {
         let before = resident_bytes();
         let path = self.dir.join(name).join(version);
         let model = Model::load(self.runtime, &path, self.options)?;
@@ -81,12 +85,13 @@ impl Shelf {
         }
         // The allocator may have had room for it: then this is at least what evaluates it.
         let memory_bytes = resident_bytes().saturating_sub(before).max(model.evaluator_bytes() as u64);
-        Ok(Loaded { model: Arc::new(model), memory_bytes, requests: Arc::default() })
+        let monitor = Arc::new(Monitor::new(Bins::new(model.baseline(), model.schema().names()), now_ms));
+        Ok(Loaded { model: Arc::new(model), memory_bytes, requests: Arc::default(), monitor })
     }
 
     /// Loads a model again that was in a slot before.
-    pub(super) fn load_as(&self, name: &str, placed: &Placed) -> Result<Loaded, model::Error> {
-        let loaded = self.load(name, &placed.version)?;
+    pub(super) fn load_as(&self, name: &str, placed: &Placed, now_ms: u64) -> Result<Loaded, model::Error> {
+        let loaded = self.load(name, &placed.version, now_ms)?;
         if loaded.model.digest() == placed.digest {
             return Ok(loaded);
         }

@@ -10,6 +10,7 @@ use super::experiments::ArmPolicies;
 use super::rollout::Evidence;
 use super::serving::{Candidate, Serving, Trial, Watches};
 use super::shelf::{self, Loaded};
+use super::staging::Asked;
 use super::treatment::Running;
 use super::{Ask, Engine, Error, Moved};
 use crate::domain::policy::Policy;
@@ -118,9 +119,9 @@ impl Held {
     }
 
     fn candidate(&self, colour: Colour, engine: &Engine) -> Option<Candidate> {
-        let Loaded { model, requests, .. } = self.in_slot(colour)?;
+        let Loaded { model, requests, monitor, .. } = self.in_slot(colour)?;
         // Whatever comes into these slots was seen to fit before.
-        Candidate::new(model.clone(), &self.policy, &engine.metrics, requests.clone()).ok()
+        Candidate::new(model.clone(), &self.policy, &engine.metrics, requests.clone(), monitor.clone()).ok()
     }
 
     /// What these slots serve.
@@ -224,37 +225,6 @@ impl Deck {
     pub(super) fn held(&self) -> MutexGuard<'_, Held> {
         // A panic in the middle of a move leaves the slots as they were: they are taken over last.
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Takes the one place for staging, for the request with `key`.
-    ///
-    /// Errors: whether it is the very same request that has it.
-    pub(super) fn staging(&self, key: Option<&str>) -> Result<Staging<'_>, bool> {
-        let mut place = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*place {
-            Some(Asked(other)) => Err(key.is_some() && other.as_deref() == key),
-            None => {
-                *place = Some(Asked(key.map(str::to_owned)));
-                Ok(Staging(&self.staging))
-            }
-        }
-    }
-
-    pub(super) fn is_staging(&self) -> bool {
-        self.staging.lock().unwrap_or_else(PoisonError::into_inner).is_some()
-    }
-}
-
-/// The key of a request, if it has one.
-#[derive(Debug)]
-pub(super) struct Asked(Option<String>);
-
-/// The one place for staging, given back when it is dropped.
-pub(super) struct Staging<'d>(&'d Mutex<Option<Asked>>);
-
-impl Drop for Staging<'_> {
-    fn drop(&mut self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
 

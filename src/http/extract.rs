@@ -14,6 +14,7 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use super::Shared;
 use super::problem::{Code, Problem};
 use crate::domain::decision::Arm;
+use crate::domain::freshness::features_at;
 use crate::domain::money::Money;
 use crate::domain::nearest::nearest;
 use crate::domain::policy::fit::audit_violations;
@@ -131,6 +132,7 @@ pub(super) fn record<'a>(
     } else {
         repeated(&context, "/context", &mut violations);
         violations.extend(audit_violations(&context));
+        violations.extend(features_at(&context).err());
     }
     let explain = match explain {
         None | Some(Value::Null | Value::Bool(false)) => false,

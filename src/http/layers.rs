@@ -108,6 +108,7 @@ fn route_of(path: &str) -> Route {
         "/v1/models" | "/v1/models/{model}" => Route::Models,
         "/v1/decisions" | "/v1/decisions/{id}" | "/v1/customers/{customer_id}" => Route::Records,
         path if path.starts_with("/v1/slots") || path.starts_with("/v1/policies") => Route::Slots,
+        path if path.starts_with("/v1/insight") => Route::Insight,
         "/v1/outcomes" => Route::Outcomes,
         "/livez" | "/readyz" | "/version" => Route::Health,
         path if path.starts_with("/docs") || path == "/openapi.json" => Route::Docs,

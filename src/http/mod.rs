@@ -9,6 +9,7 @@ mod experiments;
 mod extract;
 mod handshakes;
 mod health;
+mod insight;
 mod json;
 mod layers;
 mod models;
@@ -25,6 +26,8 @@ mod wire;
 mod wire_batch;
 mod wire_experiments;
 mod wire_fairness;
+mod wire_groups;
+mod wire_insight;
 mod wire_reasons;
 mod wire_records;
 mod wire_simulation;
@@ -37,7 +40,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::error_handling::HandleErrorLayer;
 use serde::{Deserialize, Serialize};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower::ServiceBuilder;
 use tower::limit::GlobalConcurrencyLimitLayer;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -55,6 +58,8 @@ use problem::{Code, Problem};
 
 /// Long pieces of operators' work at a time.
 pub const LONG_MAX: usize = 2;
+/// How long who wants something measured waits for others.
+const MEASURE_WAIT_MAX: Duration = Duration::from_secs(10);
 /// How far they give way to those that answer customers.
 const LONG_NICE: i32 = 10;
 
@@ -121,6 +126,7 @@ pub struct Inner {
     in_flight: Arc<Semaphore>,
     readings: Arc<Semaphore>,
     long: Arc<Semaphore>,
+    measures: Arc<Semaphore>,
     draining: AtomicBool,
     contract: utoipa::openapi::OpenApi,
 }
@@ -151,6 +157,7 @@ impl Shared {
             in_flight: Arc::new(Semaphore::new(limits.in_flight_max)),
             readings: Arc::new(Semaphore::new(limits.readings_max)),
             long: Arc::new(Semaphore::new(LONG_MAX)),
+            measures: Arc::new(Semaphore::new(1)),
             limits,
             draining: AtomicBool::new(false),
             contract: contract(),
@@ -158,7 +165,7 @@ impl Shared {
     }
 
     /// Leave for long work, as much at a time as there may be batches.
-    fn long_work(&self) -> Result<tokio::sync::OwnedSemaphorePermit, Problem> {
+    fn long_work(&self) -> Result<OwnedSemaphorePermit, Problem> {
         let full = |_| Problem::new(Code::Overloaded, "too many batches are being answered; try again after a second");
         self.batches.clone().try_acquire_owned().map_err(full)
     }
@@ -185,7 +192,7 @@ pub fn contract() -> utoipa::openapi::OpenApi {
 }
 
 fn admin_contract() -> utoipa::openapi::OpenApi {
-    operating().merge(health()).into_openapi()
+    operating().merge(measuring()).merge(health()).into_openapi()
 }
 
 /// The contract as the text of `openapi/mainstay.yaml`, or that of the admin plane as `openapi/admin.yaml`.
@@ -247,6 +254,15 @@ fn operating() -> OpenApiRouter<Shared> {
         .routes(routes!(experiments::act))
 }
 
+/// The routes that tell what was measured: of the admin plane alone.
+fn measuring() -> OpenApiRouter<Shared> {
+    OpenApiRouter::new()
+        .routes(routes!(insight::kpis))
+        .routes(routes!(insight::quality))
+        .routes(routes!(insight::drift))
+        .routes(routes!(insight::fairness))
+}
+
 /// The data plane: what product backends call.
 pub fn data_plane(shared: &Shared) -> Router {
     let shed = ServiceBuilder::new()
@@ -267,6 +283,7 @@ pub fn data_plane(shared: &Shared) -> Router {
 pub fn admin_plane(shared: &Shared) -> Router {
     let router = Router::from(health())
         .merge(Router::from(operating()))
+        .merge(Router::from(measuring()))
         .route("/openapi.json", axum::routing::get(|| async { axum::Json(admin_contract()) }))
         .route("/metrics", axum::routing::get(admin::metrics))
         .route("/v1/ledger/backup", axum::routing::post(admin::backup))
@@ -290,6 +307,24 @@ async fn long<T: Send + 'static>(shared: &Shared, work: impl FnOnce() -> T + Sen
             "other models are being loaded, or decisions made again; try again after a second",
         )
     })?;
+    apart(permit, work).await
+}
+
+/// Measures on such a thread, one after the other, since all of it reads one sample. Who comes meanwhile waits, for so long.
+async fn measure<T: Send + 'static>(
+    shared: &Shared,
+    work: impl FnOnce() -> Result<T, Problem> + Send + 'static,
+) -> Result<T, Problem> {
+    let permit = tokio::time::timeout(MEASURE_WAIT_MAX, shared.measures.clone().acquire_owned()).await;
+    let busy = || Problem::new(Code::Overloaded, "too much is being measured; try again after a second");
+    apart(permit.map_err(|_| busy())?.map_err(|_| busy())?, work).await?
+}
+
+/// Runs `work` on a low-priority thread of its own, with its `permit`.
+async fn apart<T: Send + 'static>(
+    permit: OwnedSemaphorePermit,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Problem> {
     let failed = || Problem::new(Code::Internal, "the request could not be answered");
     let (reply, answer) = tokio::sync::oneshot::channel();
     let thread = std::thread::Builder::new().name("mainstay-long".to_owned()).spawn(move || {

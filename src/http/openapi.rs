@@ -42,6 +42,7 @@ pub(super) struct Base;
         (name = "policies", description = "What a policy would have done"),
         (name = "slots", description = "What stands where, and the verbs that move it"),
         (name = "experiments", description = "Policies or interventions compared on shares of the customers"),
+        (name = "insight", description = "What came of decisions: key figures, quality, drift, fairness"),
         (name = "health", description = "Liveness, readiness, version"),
     )
 )]

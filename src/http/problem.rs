@@ -143,6 +143,21 @@ pub(super) enum Moving {
     Refused(Document<'static>),
 }
 
+/// What every measure can be answered with, for the contract.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "the contract; problems are written by `Problem`")]
+pub(super) enum Measuring {
+    /// No such model is in service, or the ledger is off
+    #[response(status = 404, content_type = "application/problem+json")]
+    Unknown(Document<'static>),
+    /// A parameter is not as expected
+    #[response(status = 422, content_type = "application/problem+json")]
+    Refused(Document<'static>),
+    /// The ledger cannot be read, or too much is being asked of it
+    #[response(status = 503, content_type = "application/problem+json")]
+    Unavailable(Document<'static>),
+}
+
 /// One problem. As a response it is still without a body: the outermost layer writes it, since it knows the request id.
 #[derive(Debug, Clone)]
 pub(super) struct Problem {

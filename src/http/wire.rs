@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 
 use super::wire_reasons::{Base, Counterfactual, Reason};
 use crate::domain::policy::layers::Chance;
-use crate::domain::{decision, policy};
+use crate::domain::{decision, freshness, policy};
 use crate::engine;
 
 /// One customer to decide on.
@@ -34,7 +34,7 @@ pub(super) struct Customer {
 /// The contract of `context`; a derive has no word for its bound.
 fn context() -> utoipa::openapi::Object {
     use utoipa::openapi::schema::{ObjectBuilder, SchemaType, Type};
-    let description = "What the policy may look at and the model must not: what it declares is checked, the rest is ignored. `audit`, an object of strings, is for audits; neither looks at it.";
+    let description = "What the policy may look at and the model must not: what it declares is checked, the rest is ignored. `audit`, an object of strings, is for audits; neither looks at it. `features_at`, a time after RFC 3339, says when the features were read.";
     ObjectBuilder::new()
         .schema_type(SchemaType::from_iter([Type::Object, Type::Null]))
         .description(Some(description))
@@ -92,6 +92,10 @@ pub(super) struct Decision<'d> {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false, value_type = Vec<Part>)]
     experiments: Option<[Part<'d>; 1]>,
+    /// Whether the features were over 24 hours old, where `context.features_at` says when they were read. Otherwise absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    features_stale: Option<bool>,
     /// The model that gave the score.
     model: Model<'d>,
     /// The content hash of the policy: the first 16 digits of the document's sha256.
@@ -302,6 +306,7 @@ impl<'d> Decision<'d> {
             rules: decision.rules(),
             holdout: decision.choice.holdout,
             experiments: decision.chance.as_ref().and_then(Chance::part).map(|(name, arm)| [Part { name, arm }]),
+            features_stale: decision.features_age_ms.map(|age| age > freshness::STALE_MS),
             model: Model { name: &decision.model.name, version: &decision.model.version, arm: decision.arm },
             policy_version: decision.policy.version(),
             base: decision.explanation.as_deref().map(Base::new),

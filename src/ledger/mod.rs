@@ -5,6 +5,7 @@ mod chores;
 mod courier;
 mod desk;
 mod error;
+mod events;
 mod export;
 mod exposure;
 mod journal;
@@ -31,6 +32,7 @@ use serde::Serialize;
 
 pub use courier::courier;
 pub use error::Error;
+pub use events::{Decided, Event, Events, Followed, Maker, Said, Ticket};
 pub use exposure::Exposed;
 pub use journal::{Answered, Change, Kept, Pending, Recalled};
 pub use options::{Options, Promise};

@@ -233,6 +233,12 @@ fn decision(database: &Connection, id: DecisionId) -> Result<Option<(Pseudonym, 
     Ok(statement.query_row([id.bytes().as_slice()], |row| Ok((row.get(0)?, row.get(1)?))).optional()?)
 }
 
+/// The decision that the body of an outcome names, when it occurred, and what it states; `None` of what is no outcome.
+pub(super) fn told(body: &str) -> Option<([u8; 16], i64, Facts)> {
+    let body: Body = serde_json::from_str(body).ok()?;
+    Some((DecisionId::parse(&body.decision_id)?.bytes(), body.occurred_at_ms, body.facts()?))
+}
+
 /// The columns of [`read`].
 const COLUMNS: &str = "seq, id, at_ms, body, lower(hex(customer))";
 

@@ -64,6 +64,13 @@ fn spending(
     Ok(Spending { groups, shadow_price: shadow_price.flatten(), is_whole: first <= 1 || first_ms < from_ms })
 }
 
+/// The first entry that can be of `from_ms` or later, as far as times rise with numbers; the one behind the last where there is none.
+pub(super) fn first_of(database: &Connection, from_ms: i64) -> Result<i64, Error> {
+    let snapshot = database.unchecked_transaction()?;
+    let first: i64 = snapshot.query_row("SELECT coalesce(min(seq), 1) FROM entry", [], |row| row.get(0))?;
+    first_since(&snapshot, first, from_ms.saturating_sub(DISORDER_MS))
+}
+
 /// A number before which, from `first` on, no entry is as late as `from_ms`, as far as times rise with numbers.
 pub(super) fn first_since(database: &Connection, first: i64, from_ms: i64) -> Result<i64, Error> {
     let last: i64 = database.query_row("SELECT coalesce(max(seq), 0) FROM entry", [], |row| row.get(0))?;

@@ -55,6 +55,8 @@ pub enum Route {
     Records,
     /// Slots, rollouts, policies.
     Slots,
+    /// Measures.
+    Insight,
     /// Outcomes to be put on record.
     Outcomes,
     /// Contract and its page.
@@ -66,12 +68,13 @@ pub enum Route {
 }
 
 impl Route {
-    const ALL: [(Route, &'static str); 9] = [
+    const ALL: [(Route, &'static str); 10] = [
         (Route::Score, "score"),
         (Route::Batch, "batch"),
         (Route::Models, "models"),
         (Route::Records, "records"),
         (Route::Slots, "slots"),
+        (Route::Insight, "insight"),
         (Route::Outcomes, "outcomes"),
         (Route::Docs, "docs"),
         (Route::Health, "health"),
@@ -195,6 +198,7 @@ impl Metrics {
             describe_gauge!(BUDGET_ELAPSED, "Share of this period that has gone by, 0 to 1");
             describe_gauge!(LEDGER_WAITING, "Records that wait to be written");
             super::tls::describe();
+            super::measures::describe();
             describe_gauge!(BUILD_INFO, "1, with the version of this server");
             gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
         });

@@ -1,6 +1,7 @@
 //! Floor 1, telemetry: the catalogue of metrics and the log. What is measured where is decided by the floors above.
 
 pub mod log;
+mod measures;
 mod metrics;
 pub mod tls;
 

@@ -8,6 +8,7 @@ mod contract;
 mod counterfactuals;
 mod experiments;
 mod health;
+mod insight;
 mod ledger;
 mod limits;
 mod outcomes;

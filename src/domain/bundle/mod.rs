@@ -2,6 +2,7 @@
 //! files is `model::bundle`'s.
 
 pub mod baseline;
+pub mod bins;
 pub mod card;
 pub mod feature;
 pub mod golden;

@@ -1,7 +1,7 @@
 //! Off-policy estimates: what a policy would have brought that was not in force, from decisions that another one made by chance, with
 //! the probability of each on record.
 
-use libm::erfc;
+use super::drift::normal_quantile;
 
 /// One decision with what came of it.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -128,16 +128,6 @@ pub fn evaluate(rows: &[Row], alpha: f64) -> Result<Evaluation, Error> {
         doubly_robust: mean(&robust),
         lift: mean(&|row| robust(row) - row.reward),
     })
-}
-
-/// The point that a standard normal value is over with probability `tail` (over 0, to 1/2), by bisection.
-fn normal_quantile(tail: f64) -> f64 {
-    let (mut low, mut high) = (0.0, 40.0);
-    for _ in 0..60 {
-        let middle = (low + high) / 2.0;
-        if erfc(middle / std::f64::consts::SQRT_2) / 2.0 > tail { low = middle } else { high = middle }
-    }
-    high
 }
 
 #[cfg(test)]

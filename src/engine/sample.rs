@@ -1,0 +1,300 @@
+//! The sample that measures are made of: decisions with what followed them. Where there are too many it keeps fewer customers, a fair
+//! share of them, each whole. Where they come from is known in `insight`, what is concluded in `measures`.
+
+use std::collections::{HashMap, VecDeque};
+use std::hash::Hash;
+use std::sync::Arc;
+
+use super::monitor::Monitor;
+use super::shelf::parse_policy;
+use super::{Error, Read};
+use crate::domain::money::Money;
+use crate::domain::policy::{NONE, Policy, fit};
+use crate::domain::record::{Record, Value};
+use crate::ledger::{Decided, Event, Followed, Inputs, Ledger, Maker, Ticket};
+use crate::model::Model;
+
+/// The entry of the context that says how much a customer used the service before: in any unit, so that less chance is in comparisons.
+const USAGE_BEFORE: &str = "usage_before";
+/// Ways in which decisions differ, such as version, arm and segment together, and sets of audit groups: what is over is left out, and
+/// counted.
+const KINDS_MAX: usize = 16_384;
+
+/// What many decisions have in common.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Kind {
+    pub(super) maker: Arc<Made>,
+    pub(super) arm: String,
+    pub(super) segment: Option<String>,
+    pub(super) holdout: Option<bool>,
+    /// Each experiment with its arm, as `name/arm`.
+    pub(super) experiments: Vec<String>,
+}
+
+/// What made decisions.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub(super) struct Made {
+    pub(super) model: String,
+    pub(super) model_version: String,
+    pub(super) policy_version: String,
+    /// The bits of the share that the policy holds out, if it does.
+    pub(super) holdout: Option<u64>,
+}
+
+/// What made decisions, with the policy where its document can be read.
+type Known = (Arc<Made>, Option<Arc<Policy>>);
+
+/// One decision with what followed it.
+#[derive(Debug, Clone)]
+pub(super) struct Row {
+    id: [u8; 16],
+    pub(super) at_ms: i64,
+    pub(super) customer: Ticket,
+    pub(super) score: f64,
+    pub(super) kind: u32,
+    /// The place of its audit groups.
+    pub(super) groups: u32,
+    pub(super) offered: bool,
+    pub(super) cost: Money,
+    pub(super) value_at_stake: Option<f64>,
+    pub(super) usage_before: Option<f64>,
+    /// When the customer left, and when that was recorded.
+    pub(super) left_ms: Option<(i64, i64)>,
+    pub(super) converted: Option<bool>,
+    pub(super) revenue: Money,
+    pub(super) orders: u32,
+    pub(super) contact_cost: Money,
+}
+
+/// Values that are the same for many, each once.
+#[derive(Debug)]
+pub(super) struct Table<T> {
+    pub(super) values: Vec<T>,
+    places: HashMap<T, u32>,
+}
+
+impl<T: Clone + Eq + Hash> Table<T> {
+    fn new() -> Self {
+        Self { values: Vec::new(), places: HashMap::new() }
+    }
+
+    /// The place of `value`; `None` where there is none left.
+    fn place(&mut self, value: T) -> Option<u32> {
+        if let Some(place) = self.places.get(&value) {
+            return Some(*place);
+        }
+        if self.values.len() >= KINDS_MAX {
+            return None;
+        }
+        let place = self.values.len() as u32;
+        self.values.push(value.clone());
+        self.places.insert(value, place);
+        Some(place)
+    }
+}
+
+/// The audit groups of a customer: attribute and group.
+pub(super) type Groups = Vec<(String, String)>;
+
+/// Decisions of a time, of a fair share of the customers.
+#[derive(Debug)]
+pub(super) struct Sample {
+    /// The last entry that was read; `None` before the first.
+    pub(super) through: Option<i64>,
+    /// The highest ticket that is kept.
+    pub(super) customers: Ticket,
+    /// In the order of the record.
+    pub(super) rows: VecDeque<Row>,
+    /// How many rows have left at the front.
+    gone: u64,
+    /// By id, counted from the first row that ever was.
+    places: HashMap<[u8; 16], u64>,
+    pub(super) kinds: Table<Kind>,
+    pub(super) groups: Table<Groups>,
+    makers: HashMap<i64, Known>,
+    /// Decisions that were left out since there was no place for their kind.
+    pub(super) left_out: u64,
+}
+
+impl Default for Sample {
+    fn default() -> Self {
+        let mut groups = Table::new();
+        // The place 0 is of nobody.
+        groups.place(Groups::new());
+        Self {
+            through: None,
+            customers: Ticket::MAX,
+            rows: VecDeque::new(),
+            gone: 0,
+            places: HashMap::new(),
+            kinds: Table::new(),
+            groups,
+            makers: HashMap::new(),
+            left_out: 0,
+        }
+    }
+}
+
+impl Sample {
+    /// The share of customers that is kept, over 0 to 1.
+    pub(super) fn share(&self) -> f64 {
+        (self.customers as f64 + 1.0) / (Ticket::MAX as f64 + 1.0)
+    }
+
+    /// Takes over what is on record.
+    pub(super) fn take(&mut self, event: Event, source: &Source) -> Result<(), Error> {
+        match event {
+            Event::Decided(decided) => self.decided(*decided, source)?,
+            Event::Followed(followed) => self.followed(&followed),
+            // What is known of them by their inputs goes with these.
+            Event::Erased(tickets) => {
+                for row in self.rows.iter_mut().filter(|row| tickets.contains(&row.customer)) {
+                    (row.groups, row.usage_before) = (0, None);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn decided(&mut self, decided: Decided, source: &Source) -> Result<(), Error> {
+        let Some((maker, policy)) = self.maker(decided.maker, source.ledger)? else { return Ok(()) };
+        let said = &decided.said;
+        let segment = said.rules.iter().find_map(|rule| rule.strip_prefix("segment:")).map(str::to_owned);
+        let experiments = said.experiments.iter().map(|part| format!("{}/{}", part.name, part.arm)).collect();
+        let (groups, usage_before) = match &decided.inputs {
+            Inputs::Kept(inputs) => match (source.read)(inputs) {
+                Ok(record) => {
+                    source.recall(&maker, &decided, &record);
+                    about(&record)
+                }
+                Err(_) => (Groups::new(), None),
+            },
+            Inputs::NotKept | Inputs::Erased => (Groups::new(), None),
+        };
+        let kind = Kind { maker, arm: decided.arm, segment, holdout: said.holdout, experiments };
+        let Some(kind) = self.kinds.place(kind) else {
+            self.left_out += 1;
+            return Ok(());
+        };
+        // What the record does not say of the cost, its policy does.
+        let of_policy = || {
+            let offers = policy.as_ref()?.interventions();
+            offers.iter().find(|offer| offer.action == decided.action).map(|offer| offer.cost)
+        };
+        let row = Row {
+            id: decided.id,
+            at_ms: decided.at_ms,
+            customer: decided.customer,
+            score: decided.score,
+            kind,
+            groups: self.groups.place(groups).unwrap_or(0),
+            offered: decided.action != NONE,
+            cost: said.cost.and_then(Money::from_units).or_else(of_policy).unwrap_or(Money::ZERO),
+            value_at_stake: said.value_at_stake,
+            usage_before,
+            left_ms: None,
+            converted: None,
+            revenue: Money::ZERO,
+            orders: 0,
+            contact_cost: Money::ZERO,
+        };
+        self.places.insert(row.id, self.gone + self.rows.len() as u64);
+        self.rows.push_back(row);
+        Ok(())
+    }
+
+    fn maker(&mut self, maker: i64, ledger: &Ledger) -> Result<Option<Known>, Error> {
+        if let Some(known) = self.makers.get(&maker) {
+            return Ok(Some(known.clone()));
+        }
+        let Some(found) = ledger.maker(maker)? else { return Ok(None) };
+        let Maker { model, model_version, policy_version, policy_document, .. } = found;
+        let policy = parse_policy(&policy_document).ok().map(Arc::new);
+        let holdout = policy.as_ref().and_then(|policy| policy.holdout()).map(|holdout| holdout.share().to_bits());
+        let known = (Arc::new(Made { model, model_version, policy_version, holdout }), policy);
+        self.makers.insert(maker, known.clone());
+        Ok(Some(known))
+    }
+
+    fn followed(&mut self, followed: &Followed) {
+        let place = self.places.get(&followed.decision).and_then(|place| place.checked_sub(self.gone));
+        let Some(row) = place.and_then(|place| self.rows.get_mut(place as usize)) else { return };
+        let facts = followed.facts;
+        if facts.churned == Some(true) && row.left_ms.is_none() {
+            row.left_ms = Some((followed.occurred_at_ms, followed.recorded_at_ms));
+        }
+        // Who took it once has taken it, whatever is told besides.
+        row.converted =
+            facts.converted.map_or(row.converted, |converted| Some(converted || row.converted == Some(true)));
+        if let Some(revenue) = facts.revenue {
+            row.revenue = row.revenue.plus(revenue);
+            row.orders += 1;
+        }
+        row.contact_cost = row.contact_cost.plus(facts.contact_cost.unwrap_or(Money::ZERO));
+    }
+
+    /// Lets go what is from before `from_ms`, and half of the customers as often as there are more than `max` decisions.
+    pub(super) fn trim(&mut self, from_ms: i64, max: usize) {
+        while self.rows.front().is_some_and(|row| row.at_ms < from_ms) {
+            if let Some(row) = self.rows.pop_front() {
+                self.places.remove(&row.id);
+                self.gone += 1;
+            }
+        }
+        while self.rows.len() > max && self.customers > 0 {
+            self.customers /= 2;
+            self.rows.retain(|row| row.customer <= self.customers);
+            self.gone = 0;
+            self.places = self.rows.iter().enumerate().map(|(place, row)| (row.id, place as u64)).collect();
+        }
+    }
+}
+
+/// Where events come from, and who else wants to know of them.
+pub(super) struct Source<'e> {
+    pub(super) ledger: &'e Ledger,
+    pub(super) read: Read,
+    /// Of the models that are loaded.
+    pub(super) monitors: Vec<(Arc<Model>, Arc<Monitor>)>,
+}
+
+impl Source<'_> {
+    /// Lets the monitor of the model know what came in before it began.
+    fn recall(&self, maker: &Made, decided: &Decided, record: &Record) {
+        let is_maker = |model: &Model| model.id().name == maker.model && model.id().version == maker.model_version;
+        if let Some((_, monitor)) = self.monitors.iter().find(|(model, _)| is_maker(model)) {
+            monitor.recall(decided.at_ms.max(0) as u64, record, decided.score);
+        }
+    }
+}
+
+/// The audit groups and the usage before that a record says.
+fn about(record: &Record) -> (Groups, Option<f64>) {
+    let entry = |name: &str| record.context.iter().find(|(key, _)| key == name).map(|(_, value)| value);
+    let groups = match entry(fit::AUDIT) {
+        Some(Value::Map(groups)) => groups
+            .iter()
+            .filter_map(|(attribute, group)| match group {
+                Value::Text(group) => Some((attribute.to_string(), group.to_string())),
+                _ => None,
+            })
+            .collect(),
+        _ => Groups::new(),
+    };
+    let usage = match entry(USAGE_BEFORE) {
+        Some(Value::Number(usage)) => Some(*usage),
+        _ => None,
+    };
+    (groups, usage)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_decision_takes_as_much_as_the_manual_says() {
+        // With its place in the index, which is grown by doubling.
+        assert!(std::mem::size_of::<Row>() + 2 * std::mem::size_of::<([u8; 16], u64)>() <= 208);
+    }
+}
