@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::Context;
 use tokio::sync::mpsc;
 
+use crate::access::Access;
 use crate::config::{Config, Serve};
 use crate::engine::{Engine, Entry, Options, PolicyError, Serving, Setup, Shelf, read_policy};
 use crate::http::{self, Server, ServerOptions, Shared};
@@ -25,6 +26,8 @@ const BATCH_NICE: i32 = 10;
 const SHADOW_NICE: i32 = 19;
 /// How often rollouts are looked at: a broken guardrail acts within this.
 const TICK: Duration = Duration::from_millis(250);
+/// How often it is looked whether API keys have changed.
+const ACCESS: Duration = Duration::from_secs(1);
 
 /// A running service.
 #[derive(Debug)]
@@ -33,9 +36,10 @@ pub struct App {
     shared: Shared,
     engine: Arc<Engine>,
     metrics: Arc<Metrics>,
+    access: Option<Arc<Access>>,
     data: Server,
     admin: Server,
-    /// The look at rollouts, and the shadow.
+    /// The look at rollouts, the shadow, and the look at who may call.
     behind: Vec<std::thread::JoinHandle<()>>,
 }
 
@@ -45,6 +49,8 @@ impl App {
     /// Errors: a library, bundle, policy or address that cannot be used, each with the way out.
     pub fn start(config: Config) -> anyhow::Result<Self> {
         let begun = Instant::now();
+        config.servable()?;
+        let access = open_access(&config)?;
         let runtime = Runtime::load(&config.runtime.library)?;
         let metrics = Arc::new(Metrics::new());
         let ledger = open_ledger(&config)?;
@@ -52,7 +58,8 @@ impl App {
         for serving in engine.catalogue().iter() {
             tell(serving);
         }
-        let shared = Shared::new(engine.clone(), config.limits.clone(), config.log.request_share, runtime.build_info());
+        let (limits, share) = (config.limits.clone(), config.log.request_share);
+        let shared = Shared::new(engine.clone(), limits, share, runtime.build_info(), access.clone());
 
         let batches = config.limits.batches_max;
         let data = bind("http.listen", config.http.listen)?;
@@ -72,8 +79,8 @@ impl App {
             version = env!("CARGO_PKG_VERSION"),
             "ready"
         );
-        let behind = behind(&engine).context("cannot start a thread")?;
-        Ok(Self { config, shared, engine, metrics, data, admin, behind })
+        let behind = behind(&engine, access.clone()).context("cannot start a thread")?;
+        Ok(Self { config, shared, engine, metrics, access, data, admin, behind })
     }
 
     /// Where the data plane listens.
@@ -101,6 +108,11 @@ impl App {
         let shadow_queue_max = self.config.rollouts.shadow_queue_max;
         self.config.rollouts = Options { shadow_queue_max, ..next.rollouts };
         self.config.log = next.log;
+        if let Some(access) = self.access.clone() {
+            // An issuer that takes its time must not hold up the rest.
+            let read = move || access.refresh(true);
+            let _ = std::thread::Builder::new().name("mainstay-access-now".to_owned()).spawn(read);
+        }
         self.tell_policies();
     }
 
@@ -148,9 +160,9 @@ impl App {
     }
 }
 
-/// The threads that work behind the answers: one looks at rollouts, one is their shadow. Both give way to everything else, the
-/// shadow to the first one too.
-fn behind(engine: &Arc<Engine>) -> std::io::Result<Vec<std::thread::JoinHandle<()>>> {
+/// The threads that work behind the answers: one looks at rollouts, one is their shadow, one looks for other keys. The first two give way
+/// to everything else, the shadow to the first one too.
+fn behind(engine: &Arc<Engine>, access: Option<Arc<Access>>) -> std::io::Result<Vec<std::thread::JoinHandle<()>>> {
     let (looks, shadow) = (engine.clone(), engine.clone());
     let look = std::thread::Builder::new().name("mainstay-rollouts".to_owned()).spawn(move || {
         while !looks.is_closing() {
@@ -165,7 +177,36 @@ fn behind(engine: &Arc<Engine>) -> std::io::Result<Vec<std::thread::JoinHandle<(
             let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| shadow.run_shadow()));
         }
     })?;
-    Ok(vec![look, shadow])
+    let mut threads = vec![look, shadow];
+    if let Some(access) = access {
+        let engine = engine.clone();
+        threads.push(std::thread::Builder::new().name("mainstay-access".to_owned()).spawn(move || {
+            while !engine.is_closing() {
+                std::thread::park_timeout(ACCESS);
+                let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| access.refresh(false)));
+            }
+        })?);
+    }
+    Ok(threads)
+}
+
+/// Who may call, where that is asked; else says who may.
+fn open_access(config: &Config) -> anyhow::Result<Option<Arc<Access>>> {
+    if config.access.required {
+        let access = Access::open(config.access.clone(), SystemTime::now)
+            .context("who may call is not known: `mainstay key new` makes a key")?;
+        tracing::info!(keys = access.keys(), issuer = config.access.jwt.issuer, "callers need credentials");
+        return Ok(Some(Arc::new(access)));
+    }
+    if config.http.listen.ip().is_loopback() {
+        tracing::info!("callers need no credentials: whoever is on this machine may call (access.required)");
+    } else {
+        tracing::warn!(
+            http = %config.http.listen,
+            "ANYBODY WHO REACHES THIS ADDRESS MAY SCORE CUSTOMERS, READ AND ERASE WHAT IS ON RECORD: set access.required, or listen on 127.0.0.1"
+        );
+    }
+    Ok(None)
 }
 
 fn open_ledger(config: &Config) -> anyhow::Result<Option<Ledger>> {

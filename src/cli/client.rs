@@ -2,9 +2,13 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
+use clap::Args;
+
+use super::Configured;
 
 /// How long a move may take: a large model with a long replay takes minutes.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -20,17 +24,60 @@ pub(super) struct Refused {
     reasons: Vec<String>,
 }
 
-/// Posts `body` to the admin plane at `address`, with a key for a request that is to be done once: the answer.
-///
-/// Errors: [`Refused`] with what the service says.
-pub(super) fn post(address: SocketAddr, path: &str, body: &str, key: Option<&str>) -> anyhow::Result<String> {
-    let key = key.map_or(String::new(), |key| format!("idempotency-key: {key}\r\n"));
-    checked(call(address, "POST", path, &key, body, PATIENCE)?)
+/// The admin plane of a running service, and as whom it is asked.
+#[derive(Debug, Args)]
+pub(super) struct Reach {
+    /// The file with the API key, where the service asks for one; else it is taken from MAINSTAY_API_KEY
+    #[arg(long, value_name = "FILE")]
+    key_file: Option<PathBuf>,
+    #[command(flatten)]
+    configured: Configured,
 }
 
-/// Gets `path` from the admin plane at `address`.
-pub(super) fn get(address: SocketAddr, path: &str) -> anyhow::Result<String> {
-    checked(call(address, "GET", path, "", "", PATIENCE)?)
+/// The same once the configuration is read.
+pub(super) struct Plane {
+    address: SocketAddr,
+    key: Option<String>,
+}
+
+impl Reach {
+    pub(super) fn plane(&self) -> anyhow::Result<Plane> {
+        let key = match &self.key_file {
+            Some(path) => {
+                let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+                Some(text.trim().to_owned())
+            }
+            None => std::env::var("MAINSTAY_API_KEY").ok().filter(|key| !key.is_empty()),
+        };
+        if key.as_ref().is_some_and(|key| !key.bytes().all(|byte| byte.is_ascii_graphic())) {
+            anyhow::bail!("the API key has characters that none has");
+        }
+        Ok(Plane { address: self.configured.clone().load()?.admin.listen, key })
+    }
+}
+
+impl Plane {
+    /// Whether there is a key, so that the service knows who asks.
+    pub(super) fn has_key(&self) -> bool {
+        self.key.is_some()
+    }
+
+    /// Posts `body`, with a key for a request that is to be done once: the answer.
+    ///
+    /// Errors: [`Refused`] with what the service says.
+    pub(super) fn post(&self, path: &str, body: &str, key: Option<&str>) -> anyhow::Result<String> {
+        let key = key.map_or(String::new(), |key| format!("idempotency-key: {key}\r\n"));
+        checked(call(self.address, "POST", path, &format!("{}{key}", self.credentials()), body, PATIENCE)?)
+    }
+
+    /// Gets `path`.
+    pub(super) fn get(&self, path: &str) -> anyhow::Result<String> {
+        checked(call(self.address, "GET", path, &self.credentials(), "", PATIENCE)?)
+    }
+
+    fn credentials(&self) -> String {
+        self.key.as_ref().map_or(String::new(), |key| format!("authorization: Bearer {key}\r\n"))
+    }
 }
 
 fn checked((status, answer): (u16, String)) -> anyhow::Result<String> {

@@ -53,7 +53,7 @@ pub(super) enum LedgerCommand {
         /// The new file, as the service sees it
         path: PathBuf,
         #[command(flatten)]
-        configured: Configured,
+        reach: client::Reach,
     },
     /// Put a backup, once it is verified, in the place of the ledger; the service must not run
     Restore {
@@ -65,7 +65,7 @@ pub(super) enum LedgerCommand {
     /// Let the running service write with a new master secret from now on
     RotateKeys {
         #[command(flatten)]
-        configured: Configured,
+        reach: client::Reach,
     },
 }
 
@@ -133,14 +133,14 @@ impl LedgerCommand {
                 };
                 write_out(&format!("{rows} {what} in {}\n", path.display()))
             }
-            LedgerCommand::Backup { path, configured } => {
+            LedgerCommand::Backup { path, reach } => {
                 let path = std::path::absolute(&path).context("the path cannot be made absolute")?;
                 let body = serde_json::json!({ "path": path }).to_string();
-                client::post(configured.load()?.admin.listen, "/v1/ledger/backup", &body, None)?;
+                reach.plane()?.post("/v1/ledger/backup", &body, None)?;
                 write_out(&format!("a copy of the ledger is in {}\n", path.display()))
             }
-            LedgerCommand::RotateKeys { configured } => {
-                let answer = client::post(configured.load()?.admin.listen, "/v1/ledger/rotate-keys", "{}", None)?;
+            LedgerCommand::RotateKeys { reach } => {
+                let answer = reach.plane()?.post("/v1/ledger/rotate-keys", "{}", None)?;
                 write_out(&format!("{}\n", answer.trim()))
             }
             LedgerCommand::Restore { path, configured } => {

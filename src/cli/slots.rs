@@ -1,6 +1,5 @@
 //! The verbs of the command line about slots, rollouts and policies: a thin client of the admin plane, with tables for people.
 
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -8,7 +7,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::table::{aligned, comparison, row, table};
-use super::{Configured, client, write_out};
+use super::{client, write_out};
 
 #[derive(Debug, Args)]
 pub(super) struct Show {
@@ -131,9 +130,9 @@ pub(super) enum Policy {
 /// Who asks, and why.
 #[derive(Debug, Args)]
 pub(super) struct Asked {
-    /// Who asks: it stands on record
-    #[arg(long, env = "USER", default_value = "unknown")]
-    by: String,
+    /// Who asks: it stands on record [default: the holder of the API key, or $USER where there is none]
+    #[arg(long)]
+    by: Option<String>,
     /// Why: it stands on record
     #[arg(long, default_value = "")]
     why: String,
@@ -150,7 +149,7 @@ pub(super) struct Out {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    configured: Configured,
+    reach: client::Reach,
 }
 
 fn step(text: &str) -> Result<(f64, u64), String> {
@@ -160,11 +159,6 @@ fn step(text: &str) -> Result<(f64, u64), String> {
 }
 
 impl Out {
-    fn admin(&mut self) -> anyhow::Result<SocketAddr> {
-        let configured = std::mem::take(&mut self.configured);
-        Ok(configured.load()?.admin.listen)
-    }
-
     fn write(&self, answer: &str, text: impl Fn(&Value) -> String) -> anyhow::Result<()> {
         if self.json {
             return write_out(&format!("{}\n", answer.trim_end()));
@@ -174,15 +168,15 @@ impl Out {
 }
 
 impl Show {
-    pub(super) fn run(mut self) -> anyhow::Result<()> {
-        let address = self.out.admin()?;
-        let answer = client::get(address, "/v1/slots")?;
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        let plane = self.out.reach.plane()?;
+        let answer = plane.get("/v1/slots")?;
         let mut listed: Value = serde_json::from_str(&answer).context("the service did not answer with JSON")?;
         if let (Some(model), Some(models)) = (&self.model, listed["models"].as_array_mut()) {
             models.retain(|slots| slots["model"] == **model);
             // The service knows best what was meant instead.
             if models.is_empty() {
-                client::get(address, &format!("/v1/slots/{model}"))?;
+                plane.get(&format!("/v1/slots/{model}"))?;
             }
         }
         self.out.write(&listed.to_string(), |answer| {
@@ -193,9 +187,9 @@ impl Show {
 }
 
 impl History {
-    pub(super) fn run(mut self) -> anyhow::Result<()> {
+    pub(super) fn run(self) -> anyhow::Result<()> {
         let path = format!("/v1/slots/{}/history?limit={}", self.model, self.limit);
-        let answer = client::get(self.out.admin()?, &path)?;
+        let answer = self.out.reach.plane()?.get(&path)?;
         self.out.write(&answer, |answer| {
             let head = row(&["record", "at", "verb", "by", "result", "why"]);
             let moves = answer["moves"].as_array().into_iter().flatten();
@@ -258,9 +252,9 @@ impl Policy {
             std::fs::read_to_string(file).with_context(|| format!("cannot read the policy {}", file.display()))
         };
         match self {
-            Policy::Try { model, file, last, mut out } => {
+            Policy::Try { model, file, last, out } => {
                 let body = json!({"document": read(&file)?, "last": last}).to_string();
-                let answer = client::post(out.admin()?, &format!("/v1/slots/{model}/try_policy"), &body, None)?;
+                let answer = out.reach.plane()?.post(&format!("/v1/slots/{model}/try_policy"), &body, None)?;
                 out.write(&answer, comparison)
             }
             Policy::Apply { model, file, asked } => {
@@ -272,11 +266,16 @@ impl Policy {
 }
 
 impl Asked {
-    fn ask(mut self, model: &str, verb: &str, mut body: Value) -> anyhow::Result<()> {
-        body["by"] = json!(self.by);
+    fn ask(self, model: &str, verb: &str, mut body: Value) -> anyhow::Result<()> {
+        let plane = self.out.reach.plane()?;
+        let user = || std::env::var("USER").unwrap_or_else(|_| "unknown".to_owned());
+        // With a key the service knows by itself.
+        if let Some(by) = self.by.or_else(|| (!plane.has_key()).then(user)) {
+            body["by"] = json!(by);
+        }
         body["why"] = json!(self.why);
         let path = format!("/v1/slots/{model}/{verb}");
-        let answer = client::post(self.out.admin()?, &path, &body.to_string(), self.key.as_deref())?;
+        let answer = plane.post(&path, &body.to_string(), self.key.as_deref())?;
         self.out.write(&answer, |done| {
             let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
             let mut lines = vec![text(&done["result"])];

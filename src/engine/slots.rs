@@ -16,7 +16,7 @@ use crate::domain::rollout::{Exposure, Rollout};
 use crate::ledger::{Answered, Change, Pending};
 
 /// Who moves when no person does.
-pub const SERVICE: &str = "mainstay";
+pub use crate::domain::access::SERVICE;
 
 /// The slots of one model name with what stands in them.
 #[derive(Debug)]

@@ -10,17 +10,17 @@ use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 use utoipa::{IntoParams, ToSchema};
 
+use super::access::Who;
 use super::problem::{self, Code, Problem};
 use super::wire_slots::{Done, History, Slots, SlotsList};
 use super::{Shared, blocking, extract, long};
+use crate::domain::access::{NAME_MAX, SERVICE, is_name};
 use crate::domain::rollout::comparison::Comparison;
 use crate::domain::rollout::guardrail::Limits;
 use crate::domain::rollout::{Plan, Step};
 use crate::domain::violation::{self, Violation};
-use crate::engine::{Ask, SERVICE, Verb};
+use crate::engine::{Ask, Verb};
 
-/// The longest name of who asks, key of a request, and role, in characters.
-const NAME_MAX: usize = 128;
 /// The longest reason.
 const WHY_MAX: usize = 1_000;
 /// The most entries of one page of the history.
@@ -30,9 +30,9 @@ const PAGE_MAX: usize = 1_000;
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Plain {
-    /// Who asks: it stands on record
-    #[schema(min_length = 1, max_length = 128, example = "ops@example.com")]
-    by: String,
+    /// Who asks: it stands on record. Where credentials are asked for it is the holder of those, and nobody else may stand here
+    #[schema(required = false, nullable = false, min_length = 1, max_length = 128, example = "ops@example.com")]
+    by: Option<String>,
     /// Why, in your words: it stands on record
     #[serde(default)]
     #[schema(max_length = 1000)]
@@ -43,7 +43,7 @@ pub(super) struct Plain {
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Stage {
-    by: String,
+    by: Option<String>,
     #[serde(default)]
     why: String,
     /// The version of the bundle
@@ -61,7 +61,7 @@ pub(super) struct Stage {
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Promote {
-    by: String,
+    by: Option<String>,
     #[serde(default)]
     why: String,
     /// Although its rollout has not passed to its end
@@ -73,7 +73,7 @@ pub(super) struct Promote {
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Start {
-    by: String,
+    by: Option<String>,
     #[serde(default)]
     why: String,
     /// `canary` or `shadow`: the steps of the configuration
@@ -104,7 +104,7 @@ pub(super) enum Mode {
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Approve {
-    by: String,
+    by: Option<String>,
     #[serde(default)]
     why: String,
     /// In which role
@@ -116,7 +116,7 @@ pub(super) struct Approve {
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ApplyPolicy {
-    by: String,
+    by: Option<String>,
     #[serde(default)]
     why: String,
     /// The policy document itself, TOML
@@ -210,6 +210,7 @@ pub(super) async fn history(
 pub(super) async fn act(
     State(shared): State<Shared>,
     path: Result<Path<(String, String)>, PathRejection>,
+    who: Who,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Done>, Problem> {
@@ -218,8 +219,11 @@ pub(super) async fn act(
     shared.engine.serving(Some(&model))?;
     let body = read(&shared, &headers, body).await?;
     let name = verb;
-    let (verb, mut ask) = parse(&shared, &name, &body)?;
-    ask.key = key(&headers, &model, &name, &body)?;
+    let (verb, ask) = parse(&shared, &name, &body)?;
+    let approves = if let Verb::Approve(role) = &verb { Some(role.as_str()) } else { None };
+    who.may_move(&shared, &name, approves)?;
+    let mut ask = named(ask, &who)?;
+    ask.key = key(&headers, [&model, &name], &body, &who)?;
     check(&mut ask)?;
     let engine = shared.engine.clone();
     let is_long = matches!(verb, Verb::Stage { .. });
@@ -274,8 +278,28 @@ fn wrong(pointer: &str, expected: String) -> Problem {
     Problem::invalid(vec![Violation::new(pointer, violation::Code::OutOfRange, expected)])
 }
 
-fn parse(shared: &Shared, verb: &str, body: &[u8]) -> Result<(Verb, Ask), Problem> {
-    let ask = |by, why| Ask { by, why, key: None };
+/// What is asked for as the body has it: `by` is what it says.
+struct Asked {
+    by: Option<String>,
+    why: String,
+}
+
+/// Who asks is whoever has the credentials. A body that names somebody else is refused, and not put right: on record would stand
+/// what the caller did not mean.
+fn named(Asked { by, why }: Asked, who: &Who) -> Result<Ask, Problem> {
+    let wrong = |code, expected: String| Err(Problem::invalid(vec![Violation::new("/by", code, expected)]));
+    match (who.actor(), by) {
+        (Some(actor), Some(by)) if by.trim() != actor => {
+            wrong(violation::Code::OutOfRange, format!("\"{actor}\", whose credentials these are, or nothing"))
+        }
+        (Some(actor), _) => Ok(Ask { by: actor.to_owned(), why, key: None }),
+        (None, Some(by)) => Ok(Ask { by, why, key: None }),
+        (None, None) => wrong(violation::Code::Missing, "who asks".to_owned()),
+    }
+}
+
+fn parse(shared: &Shared, verb: &str, body: &[u8]) -> Result<(Verb, Asked), Problem> {
+    let ask = |by, why| Asked { by, why };
     let plain = |verb: Verb| strict(body).map(|Plain { by, why }| (verb, ask(by, why)));
     match verb {
         "stage" => {
@@ -342,8 +366,7 @@ fn check(ask: &mut Ask) -> Result<(), Problem> {
     ask.by = ask.by.trim().to_owned();
     let mut violations = Vec::new();
     let is_text = |text: &str| !text.chars().any(char::is_control);
-    let is_taken = ask.by.eq_ignore_ascii_case(SERVICE);
-    if !(1..=NAME_MAX).contains(&ask.by.chars().count()) || !is_text(&ask.by) || is_taken {
+    if !is_name(&ask.by) {
         let expected = format!("who asks: 1 to {NAME_MAX} printable characters, and not \"{SERVICE}\"");
         violations.push(Violation::new("/by", violation::Code::OutOfRange, expected));
     }
@@ -355,12 +378,18 @@ fn check(ask: &mut Ask) -> Result<(), Problem> {
 }
 
 /// The key that the caller gave, with the hash of what was asked for.
-fn key(headers: &HeaderMap, model: &str, verb: &str, body: &[u8]) -> Result<Option<(String, String)>, Problem> {
+fn key(
+    headers: &HeaderMap,
+    [model, verb]: [&str; 2],
+    body: &[u8],
+    who: &Who,
+) -> Result<Option<(String, String)>, Problem> {
     let Some(value) = headers.get("idempotency-key") else { return Ok(None) };
     let key = value.to_str().ok().filter(|key| (1..=NAME_MAX).contains(&key.len()));
     let key = key.ok_or_else(|| wrong("/idempotency-key", format!("1 to {NAME_MAX} ASCII characters")))?;
     let mut hash = Sha256::new();
-    for part in [model.as_bytes(), verb.as_bytes(), body] {
+    // Nobody gets the answer that another one got.
+    for part in [model.as_bytes(), verb.as_bytes(), body].into_iter().chain(who.actor().map(str::as_bytes)) {
         hash.update((part.len() as u64).to_le_bytes());
         hash.update(part);
     }

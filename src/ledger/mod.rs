@@ -69,6 +69,9 @@ pub enum Action {
     Erase {
         /// The pseudonyms of the customer, hexadecimal.
         customers: Vec<String>,
+        /// Who asked for it, where that is certain.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        by: Option<String>,
     },
     /// The oldest records were removed.
     Retention {
@@ -81,9 +84,16 @@ pub enum Action {
     RotateKeys {
         /// Its version.
         version: u32,
+        /// Who asked for it, where that is certain.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        by: Option<String>,
     },
     /// The ledger was copied.
-    Backup,
+    Backup {
+        /// Who asked for it, where that is certain.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        by: Option<String>,
+    },
     /// Somebody moved models between slots, or tried to.
     Slots(Box<Change>),
 }
@@ -235,23 +245,23 @@ impl Ledger {
     /// Destroys the key of a customer: every input recorded so far becomes unreadable. The records stay, and the chain still
     /// verifies. Backups made before still hold the key, wrapped: they are to be let go in their time. Whether there was
     /// such a customer.
-    pub fn erase(&self, customer_id: &str) -> Result<bool, Error> {
+    pub fn erase(&self, customer_id: &str, by: Option<&str>) -> Result<bool, Error> {
         let customers = self.keys.load().pseudonyms(customer_id);
-        self.ask(|reply| Command::Erase { customers, reply })
+        self.ask(|reply| Command::Erase { customers, by: by.map(str::to_owned), reply })
     }
 
     /// Adds a new master secret, which writes from now on; customers' keys are wrapped anew in idle time. Its version.
-    pub fn rotate_keys(&self) -> Result<u32, Error> {
-        self.ask(|reply| Command::RotateKeys { reply })
+    pub fn rotate_keys(&self, by: Option<&str>) -> Result<u32, Error> {
+        self.ask(|reply| Command::RotateKeys { by: by.map(str::to_owned), reply })
     }
 
     /// Copies the database, as of now, into a new file at `path`, while the service goes on. The key file is not copied.
-    pub fn backup(&self, path: &Path) -> Result<(), Error> {
+    pub fn backup(&self, path: &Path, by: Option<&str>) -> Result<(), Error> {
         if path.exists() {
             let source = std::io::ErrorKind::AlreadyExists.into();
             return Err(Error::File { path: path.to_owned(), source });
         }
-        self.act(Action::Backup)?;
+        self.act(Action::Backup { by: by.map(str::to_owned) })?;
         self.readers.with(|database| {
             database.execute("VACUUM INTO ?1", [path.to_string_lossy()])?;
             Ok(())
