@@ -66,6 +66,10 @@ show-record: runtime ## The evidence of the ledger: kills, tampering, full and s
 show-swap: runtime ## The evidence of slots and rollouts: swaps under load, faulty and good challengers, kills; ARGS="--only STEP"
 	$(PYTHON) scripts/show_swap.py $(ARGS)
 
+.PHONY: show-access
+show-access: runtime ## The evidence of access: every route x credentials, rotation under load, rates, timing; ARGS="--only STEP"
+	$(PYTHON) scripts/show_access.py $(ARGS)
+
 .PHONY: image
 image: ## Build the container image and prove it by running it; ARGS=--local-base where no registry is reached
 	scripts/image.sh $(ARGS)
