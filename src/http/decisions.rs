@@ -8,6 +8,7 @@ use serde::Deserialize;
 use tokio::sync::OwnedSemaphorePermit;
 use utoipa::IntoParams;
 
+use super::access::Who;
 use super::extract::CUSTOMER_ID_MAX;
 use super::problem::{self, Code, Problem};
 use super::wire_records::{CustomerRecord, DecisionRecord, DecisionRecords, Erasure};
@@ -176,11 +177,12 @@ pub(super) async fn customer(
 )]
 pub(super) async fn erase(
     State(shared): State<Shared>,
+    who: Who,
     customer_id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Erasure>, Problem> {
     let Path(customer_id) = customer_id?;
     let engine = shared.engine.clone();
-    let erased = reading(&shared, move || Ok(engine.erase(&customer_id)?)).await?;
+    let erased = reading(&shared, move || Ok(engine.erase(&customer_id, who.actor())?)).await?;
     Ok(Json(Erasure { erased }))
 }
 

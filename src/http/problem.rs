@@ -5,7 +5,7 @@ use std::borrow::Cow;
 
 use axum::body::Body;
 use axum::extract::rejection::{PathRejection, QueryRejection};
-use axum::http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use axum::http::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use axum::http::{Response, StatusCode};
 use axum::response::IntoResponse;
 use serde::Serialize;
@@ -36,6 +36,10 @@ pub(super) enum Code {
     NotFound,
     MethodNotAllowed,
     ArmNotAddressable,
+    Unauthenticated,
+    MissingScope,
+    MissingRole,
+    RateLimited,
     IllegalMove,
     RefusedForService,
     KeyReused,
@@ -76,6 +80,10 @@ impl Code {
                 (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "The resource does not know this method")
             }
             Code::ArmNotAddressable => (StatusCode::FORBIDDEN, "arm_not_addressable", "No arm may be addressed"),
+            Code::Unauthenticated => (StatusCode::UNAUTHORIZED, "unauthenticated", "Who calls is not known"),
+            Code::MissingScope => (StatusCode::FORBIDDEN, "missing_scope", "The caller lacks a scope"),
+            Code::MissingRole => (StatusCode::FORBIDDEN, "missing_role", "The caller lacks a role"),
+            Code::RateLimited => (StatusCode::TOO_MANY_REQUESTS, "rate_limited", "The caller's rate is used up"),
             Code::IllegalMove => (StatusCode::CONFLICT, "illegal_move", "This cannot be done as things stand now"),
             Code::RefusedForService => {
                 (StatusCode::UNPROCESSABLE_ENTITY, "refused_for_service", "It must not go into service")
@@ -151,6 +159,7 @@ pub(super) struct Problem {
     violations: Vec<Violation>,
     /// What only the problems of operators have.
     refusal: Option<Box<Refusal>>,
+    headers: Vec<(HeaderName, HeaderValue)>,
     cause: Option<String>,
 }
 
@@ -164,7 +173,7 @@ struct Refusal {
 impl Problem {
     pub(super) fn new(code: Code, detail: impl Into<Cow<'static, str>>) -> Self {
         let detail = detail.into();
-        Self { code, detail, violations: Vec::new(), refusal: None, cause: None }
+        Self { code, detail, violations: Vec::new(), refusal: None, headers: Vec::new(), cause: None }
     }
 
     pub(super) fn invalid(violations: Vec<Violation>) -> Self {
@@ -178,6 +187,12 @@ impl Problem {
     /// The same, with what an operator has to know and a caller must not.
     pub(super) fn caused_by(mut self, cause: impl std::fmt::Display) -> Self {
         self.cause = Some(cause.to_string());
+        self
+    }
+
+    /// The same with a header of its own, if `text` can be one.
+    pub(super) fn with_header(mut self, name: HeaderName, text: &str) -> Self {
+        self.headers.extend(HeaderValue::from_str(text).ok().map(|value| (name, value)));
         self
     }
 
@@ -219,6 +234,7 @@ impl Problem {
         if self.status() == StatusCode::SERVICE_UNAVAILABLE {
             response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
         }
+        response.headers_mut().extend(self.headers.iter().cloned());
         response
     }
 }
