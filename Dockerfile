@@ -40,7 +40,7 @@ RUN bash /fetch/scripts/fetch-onnxruntime.sh /opt/onnxruntime
 # --- what runs -------------------------------------------------------------------------------------------------------
 FROM ${DEBIAN_IMAGE}
 
-# libstdc++6 is ONNX Runtime's. No certificates: Mainstay opens no TLS connection of its own.
+# libstdc++6 is ONNX Runtime's. No certificates: the roots by which an issuer is known are compiled in.
 # /var/lib/mainstay is the working directory and the one place that it may write to: relative paths of the configuration,
 # such as the ledger's, end there.
 RUN apt-get update \

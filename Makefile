@@ -93,6 +93,10 @@ deny: tools ## Check licences, sources and advisories of all crates (cargo-deny,
 sbom: tools ## Write the bill of materials as CycloneDX into target/sbom
 	scripts/supply.sh sbom
 
+.PHONY: show-access
+show-access: runtime ## The evidence of access: every route x credentials, rotation under load, rates, timing, TLS, crates; ARGS="--only STEP"
+	$(PYTHON) scripts/show_access.py $(ARGS)
+
 .PHONY: image
 image: ## Build the container image and prove it by running it; ARGS=--local-base where no registry is reached
 	scripts/image.sh $(ARGS)

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::Context;
 use tokio::sync::mpsc;
 
+use crate::access::Access;
 use crate::config::{Config, Serve};
 use crate::engine::{Engine, Entry, Options, PolicyError, Serving, Setup, Shelf, read_policy};
 use crate::http::{self, Listener, Server, ServerOptions, Shared, Tls};
@@ -26,7 +27,7 @@ const BATCH_NICE: i32 = 10;
 const SHADOW_NICE: i32 = 19;
 /// How often rollouts are looked at: a broken guardrail acts within this.
 const TICK: Duration = Duration::from_millis(250);
-/// How often it is looked whether certificates have changed.
+/// How often it is looked whether certificates, or the keys of callers, have changed.
 const LOOK_AT_FILES: Duration = Duration::from_secs(1);
 
 /// A running service.
@@ -36,11 +37,12 @@ pub struct App {
     shared: Shared,
     engine: Arc<Engine>,
     metrics: Arc<Metrics>,
+    access: Option<Arc<Access>>,
     data: Server,
     admin: Server,
     /// TLS of those planes that have it.
     tls: Vec<Arc<Tls>>,
-    /// The look at rollouts, the shadow, the measures, and the look at certificates.
+    /// The look at rollouts, the shadow, the measures, and the looks at certificates and at who may call.
     behind: Vec<std::thread::JoinHandle<()>>,
 }
 
@@ -50,6 +52,8 @@ impl App {
     /// Errors: a library, bundle, policy or address that cannot be used, each with the way out.
     pub fn start(config: Config) -> anyhow::Result<Self> {
         let begun = Instant::now();
+        config.servable()?;
+        let access = open_access(&config)?;
         let runtime = Runtime::load(&config.runtime.library)?;
         let metrics = Arc::new(Metrics::new());
         let http_tls = Tls::open(Plane::Http, &config.http.tls, &metrics).context("http.tls")?;
@@ -60,7 +64,8 @@ impl App {
         for serving in engine.catalogue().iter() {
             tell(serving);
         }
-        let shared = Shared::new(engine.clone(), config.limits.clone(), config.log.request_share, runtime.build_info());
+        let (limits, share) = (config.limits.clone(), config.log.request_share);
+        let shared = Shared::new(engine.clone(), limits, share, runtime.build_info(), access.clone());
 
         let batches = config.limits.batches_max;
         let data = bind("http.listen", config.http.listen, http_tls)?;
@@ -80,8 +85,8 @@ impl App {
             version = env!("CARGO_PKG_VERSION"),
             "ready"
         );
-        let behind = behind(&engine, &tls).context("cannot start a thread")?;
-        Ok(Self { config, shared, engine, metrics, data, admin, tls, behind })
+        let behind = behind(&engine, &tls, access.clone()).context("cannot start a thread")?;
+        Ok(Self { config, shared, engine, metrics, access, data, admin, tls, behind })
     }
 
     /// Where the data plane listens.
@@ -95,7 +100,7 @@ impl App {
     }
 
     /// Takes over what may change at run time: `rollouts`, but for the length of the shadow's queue, and the share of requests that are
-    /// logged; certificates are read again from the files that they have. What else differs is told and waits for a restart. The level
+    /// logged; certificates and the keys of callers are read again from the files that they have. What else differs is told and waits for a restart. The level
     /// of the log is the caller's.
     fn reload(&mut self, next: Config) {
         let is_taken = |key: &str| {
@@ -110,6 +115,11 @@ impl App {
         let shadow_queue_max = self.config.rollouts.shadow_queue_max;
         self.config.rollouts = Options { shadow_queue_max, ..next.rollouts };
         self.config.log = next.log;
+        if let Some(access) = self.access.clone() {
+            // An issuer that takes its time must not hold up the rest.
+            let read = move || access.refresh(true);
+            let _ = std::thread::Builder::new().name("mainstay-access-now".to_owned()).spawn(read);
+        }
         self.tell_policies();
         self.tls.iter().for_each(|tls| tls.read_again());
     }
@@ -158,17 +168,16 @@ impl App {
     }
 }
 
-/// The threads that work behind the answers: one looks at rollouts, one is their shadow, one measures what came of decisions, and one looks at
-/// certificates, if there are any. They give way to everything else, shadow and measures to the first one too.
-fn behind(engine: &Arc<Engine>, tls: &[Arc<Tls>]) -> std::io::Result<Vec<std::thread::JoinHandle<()>>> {
+/// The threads that work behind the answers: one looks at rollouts, one is their shadow, one measures what came of decisions, and one each
+/// looks at certificates and at who may call, where there are any: an issuer that takes its time must not hold up a certificate. Shadow and
+/// measures give way to everything else.
+fn behind(
+    engine: &Arc<Engine>,
+    tls: &[Arc<Tls>],
+    access: Option<Arc<Access>>,
+) -> std::io::Result<Vec<std::thread::JoinHandle<()>>> {
     let (looks, shadow) = (engine.clone(), engine.clone());
-    let look = std::thread::Builder::new().name("mainstay-rollouts".to_owned()).spawn(move || {
-        while !looks.is_closing() {
-            // Nothing would be rolled back any more if one look ended the thread. The panic is logged where it happens.
-            let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| looks.tick()));
-            std::thread::park_timeout(TICK);
-        }
-    })?;
+    let look = every(TICK, "mainstay-rollouts", engine, move || looks.tick())?;
     let shadow = std::thread::Builder::new().name("mainstay-shadow".to_owned()).spawn(move || {
         http::give_way(SHADOW_NICE);
         while !shadow.is_closing() {
@@ -184,17 +193,51 @@ fn behind(engine: &Arc<Engine>, tls: &[Arc<Tls>]) -> std::io::Result<Vec<std::th
     })?;
     let mut threads = vec![look, shadow, insight];
     if !tls.is_empty() {
-        let (engine, tls) = (engine.clone(), tls.to_vec());
-        let files = std::thread::Builder::new().name("mainstay-files".to_owned());
-        threads.push(files.spawn(move || {
-            while !engine.is_closing() {
-                let _ =
-                    std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| tls.iter().for_each(|tls| tls.look())));
-                std::thread::park_timeout(LOOK_AT_FILES);
-            }
-        })?);
+        let tls = tls.to_vec();
+        threads.push(every(LOOK_AT_FILES, "mainstay-tls", engine, move || tls.iter().for_each(|tls| tls.look()))?);
+    }
+    if let Some(access) = access {
+        threads.push(every(LOOK_AT_FILES, "mainstay-access", engine, move || access.refresh(false))?);
     }
     Ok(threads)
+}
+
+/// A thread that looks again and again, until the engine closes.
+fn every(
+    pause: Duration,
+    name: &str,
+    engine: &Arc<Engine>,
+    look: impl Fn() + Send + 'static,
+) -> std::io::Result<std::thread::JoinHandle<()>> {
+    let engine = engine.clone();
+    std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+        while !engine.is_closing() {
+            // Nobody would look any more if one look ended the thread. The panic is logged where it happens.
+            let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(&look));
+            std::thread::park_timeout(pause);
+        }
+    })
+}
+
+/// Who may call, where that is asked; else says who may.
+fn open_access(config: &Config) -> anyhow::Result<Option<Arc<Access>>> {
+    if config.access.required {
+        let access = Access::open(config.access.clone(), SystemTime::now)
+            .context("who may call is not known: `mainstay key new` makes a key")?;
+        tracing::info!(keys = access.keys(), issuer = config.access.jwt.issuer, "callers need credentials");
+        return Ok(Some(Arc::new(access)));
+    }
+    if config.http.listen.ip().is_loopback() {
+        tracing::info!("callers need no credentials: whoever is on this machine may call (access.required)");
+    } else if config.http.tls.client_auth == http::ClientAuth::Required {
+        tracing::info!("callers need a certificate of http.tls.client_ca, and nothing else (access.required)");
+    } else {
+        tracing::warn!(
+            http = %config.http.listen,
+            "ANYBODY WHO REACHES THIS ADDRESS MAY SCORE CUSTOMERS, READ AND ERASE WHAT IS ON RECORD: set access.required, or listen on 127.0.0.1"
+        );
+    }
+    Ok(None)
 }
 
 fn open_ledger(config: &Config) -> anyhow::Result<Option<Ledger>> {

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use toml::{Table, Value};
 
+use crate::access;
 use crate::domain::nearest::nearest;
 use crate::engine;
 use crate::http::{Limits, ServerOptions, TlsOptions};
@@ -31,6 +32,7 @@ pub struct Config {
     pub models: Models,
     pub http: Plane,
     pub admin: Plane,
+    pub access: access::Options,
     pub server: ServerOptions,
     pub limits: Limits,
     pub drain: Drain,
@@ -154,6 +156,21 @@ impl Config {
         Sha256::digest(text.as_bytes()).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
     }
 
+    /// Whether it may be served: an admin plane that others can reach has to ask who they are. The command line does not care, since
+    /// it only asks the one that is there.
+    ///
+    /// Errors: the problem, as a sentence with the way out.
+    pub fn servable(&self) -> Result<(), Error> {
+        if self.access.required || self.admin.listen.ip().is_loopback() {
+            return Ok(());
+        }
+        let problem = format!(
+            "admin.listen: {} can be reached by others, and whoever reaches it may move models and copy the ledger: set access.required (and make keys by `mainstay key new`), or listen on 127.0.0.1",
+            self.admin.listen
+        );
+        Err(Error { problems: vec![problem] })
+    }
+
     /// The keys whose values differ in `next`.
     pub fn changes(&self, next: &Self) -> Vec<String> {
         let table = |config: &Self| Table::try_from(config).unwrap_or_default();
@@ -176,6 +193,7 @@ impl Config {
         section("admin.tls", self.admin.tls.problems());
         section("server", self.server.problems());
         section("limits", self.limits.problems());
+        section("access", self.access.problems());
         section("log", self.log.problems());
         section("ledger", self.ledger.problems());
         section("rollouts", self.rollouts.problems());

@@ -37,7 +37,7 @@ impl Service {
         let mut setup = setup(&config, runtime, metrics.clone(), None).expect("a legal policy");
         setup.shelf.options.lanes = 1;
         let engine = Arc::new(Engine::open(setup).expect("legal bundles"));
-        let shared = Shared::new(engine.clone(), config.limits, 0.0, runtime.build_info());
+        let shared = Shared::new(engine.clone(), config.limits, 0.0, runtime.build_info(), None);
         // As the service does: what is recorded and never folded would grow through the whole bench.
         std::thread::spawn(move || {
             loop {

@@ -53,7 +53,7 @@ fn checked((status, answer): (u16, String)) -> anyhow::Result<String> {
     Err(Refused { title, detail: text("detail"), reasons }.into())
 }
 
-/// The status and the body; `headers` are whole lines.
+/// The status and the body; `headers` are whole lines, and the credentials are those of the door.
 pub(super) fn call(
     door: &Door,
     method: &str,
@@ -66,8 +66,9 @@ pub(super) fn call(
     let connect = TcpStream::connect_timeout(&address, Duration::from_secs(2));
     let stream = connect.with_context(|| format!("nothing listens on {address}: does the service run?"))?;
     stream.set_read_timeout(Some(patience))?;
+    let credentials = door.key.as_ref().map_or(String::new(), |key| format!("authorization: Bearer {key}\r\n"));
     let head = format!(
-        "{method} {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n{headers}content-type: application/json\r\ncontent-length: {}\r\n\r\n",
+        "{method} {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n{credentials}{headers}content-type: application/json\r\ncontent-length: {}\r\n\r\n",
         body.len()
     );
     let request = format!("{head}{body}");

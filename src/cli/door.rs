@@ -1,5 +1,5 @@
 //! Where a running service is called, and how it is known to be the right one: by a CA that is named, or else by the very
-//! certificate that the configuration gives the service.
+//! certificate that the configuration gives the service; and as whom: by an API key, a client certificate, or both.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -31,15 +31,19 @@ pub(super) struct Called {
     /// The private key of the client certificate, a PEM file
     #[arg(long, value_name = "FILE", env = "MAINSTAY_CERT_KEY", requires = "cert")]
     cert_key: Option<PathBuf>,
+    /// The file with the API key, where the service asks for one [default: the key in MAINSTAY_API_KEY]
+    #[arg(long, value_name = "FILE")]
+    key_file: Option<PathBuf>,
     #[command(flatten)]
     configured: Configured,
 }
 
-/// A plane of a running service.
-#[derive(Debug)]
+/// A plane of a running service, and as whom it is called.
 pub(super) struct Door {
     pub(super) address: SocketAddr,
     pub(super) tls: Option<(ServerName<'static>, Arc<ClientConfig>)>,
+    /// The API key, so that the service knows who calls. Only characters that cannot end a header.
+    pub(super) key: Option<String>,
 }
 
 impl Called {
@@ -56,6 +60,7 @@ impl Called {
     }
 
     fn door(self, plane: &Plane) -> anyhow::Result<Door> {
+        let key = self.api_key()?;
         let mut address = plane.listen;
         if address.ip().is_unspecified() {
             address.set_ip(match address {
@@ -64,7 +69,7 @@ impl Called {
             });
         }
         if self.ca.is_none() && !plane.tls.is_on() {
-            return Ok(Door { address, tls: None });
+            return Ok(Door { address, tls: None, key });
         }
         let name = match self.server_name {
             Some(name) => ServerName::try_from(name).context("--server-name: expected a DNS name or an address")?,
@@ -86,7 +91,24 @@ impl Called {
             _ => builder.with_no_client_auth(),
         };
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok(Door { address, tls: Some((name, Arc::new(config))) })
+        Ok(Door { address, tls: Some((name, Arc::new(config))), key })
+    }
+
+    fn api_key(&self) -> anyhow::Result<Option<String>> {
+        let key = match &self.key_file {
+            Some(path) => {
+                let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+                Some(text.trim().to_owned())
+            }
+            // No argument of clap's: `--help` would show the value of one.
+            None => std::env::var("MAINSTAY_API_KEY").ok().filter(|key| !key.is_empty()),
+        };
+        match key {
+            Some(key) if key.is_empty() || !key.bytes().all(|byte| byte.is_ascii_graphic()) => {
+                anyhow::bail!("the API key is empty, or has characters that none has")
+            }
+            key => Ok(key),
+        }
     }
 }
 

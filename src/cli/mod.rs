@@ -1,9 +1,10 @@
 //! The command line: what can be asked of the binary, and its exit codes. The verbs about the ledger are in `ledger`, those about
-//! slots, rollouts and policies in `slots`, those about experiments in `experiments`.
+//! slots, rollouts and policies in `slots`, those about experiments in `experiments`, those about API keys in `key`.
 
 mod client;
 mod door;
 mod experiments;
+mod key;
 mod ledger;
 mod slots;
 mod table;
@@ -18,6 +19,7 @@ use clap::{Args, Parser, Subcommand};
 use ledger::{LedgerCommand, ReplayArguments};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use crate::access;
 use crate::app::App;
 use crate::config::{self, Config, Sources};
 use crate::engine::{self, PolicyError, read_policy};
@@ -74,6 +76,9 @@ enum Command {
     /// Compare policies or interventions on shares of the customers
     #[command(subcommand)]
     Experiment(experiments::Experiment),
+    /// Make, list and revoke API keys
+    #[command(subcommand)]
+    Key(key::KeyCommand),
     /// Ask a running service whether it is ready: exit code 0 if so
     Health(door::Called),
     /// Write the contract of the HTTP API to standard output
@@ -145,6 +150,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Replay(arguments) => ledger::replay(arguments),
         Command::Ledger(command) => command.run(),
         Command::Health(called) => health(called),
+        Command::Key(command) => command.run(),
         Command::Slots(show) => show.run(),
         Command::History(history) => history.run(),
         Command::Stage(stage) => stage.run(),
@@ -175,6 +181,7 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     }
     if matches!(error.downcast_ref(), Some(PolicyError::Wrong { .. }))
         || error.is::<Falls>()
+        || matches!(error.downcast_ref(), Some(access::Error::Keys { .. } | access::Error::Jwks { .. }))
         || matches!(error.downcast_ref(), Some(crate::ledger::Error::Broken(_)))
     {
         return DATA;
@@ -279,7 +286,7 @@ impl Verify {
             Verify::Policy { path, bundle } => verify_policy(&path, bundle.as_deref()),
             Verify::Ledger { expect, configured } => ledger::verify(configured, expect.as_deref()),
             Verify::Config { path } => {
-                Configured { config: Some(path.clone()), flags: Vec::new() }.load()?;
+                Configured { config: Some(path.clone()), flags: Vec::new() }.load()?.servable()?;
                 write_out(&format!("{}: a legal configuration\n", path.display()))
             }
         }

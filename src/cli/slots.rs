@@ -143,9 +143,9 @@ pub(super) enum Policy {
 /// Who asks, and why.
 #[derive(Debug, Args)]
 pub(super) struct Asked {
-    /// Who asks: it stands on record
-    #[arg(long, env = "USER", default_value = "unknown")]
-    by: String,
+    /// Who asks: it stands on record [default: the holder of the API key, or $USER where there is none]
+    #[arg(long)]
+    by: Option<String>,
     /// Why: it stands on record
     #[arg(long, default_value = "")]
     why: String,
@@ -304,9 +304,14 @@ impl Policy {
 impl Asked {
     /// Asks for what `body` says, and tells the answer as `text`.
     pub(super) fn post(mut self, path: &str, mut body: Value, text: impl Fn(&Value) -> String) -> anyhow::Result<()> {
-        body["by"] = json!(self.by);
+        let door = self.out.admin()?;
+        let user = || std::env::var("USER").unwrap_or_else(|_| "unknown".to_owned());
+        // With a key the service knows by itself.
+        if let Some(by) = self.by.or_else(|| door.key.is_none().then(user)) {
+            body["by"] = json!(by);
+        }
         body["why"] = json!(self.why);
-        let answer = client::post(&self.out.admin()?, path, &body.to_string(), self.key.as_deref())?;
+        let answer = client::post(&door, path, &body.to_string(), self.key.as_deref())?;
         self.out.write(&answer, text)
     }
 

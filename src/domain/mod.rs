@@ -1,6 +1,7 @@
 //! Floor 0, the law: pure values and functions. No async, no clock, no randomness, no input or output lives here,
 //! so everything on this floor can be tested as arithmetic.
 
+pub mod access;
 pub mod assignment;
 pub mod bundle;
 pub mod compiled;

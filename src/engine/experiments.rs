@@ -5,8 +5,9 @@ use std::collections::HashMap;
 use std::sync::{Arc, PoisonError};
 
 use super::rollout::promoted_ms;
-use super::slots::{Deck, Held, SERVICE};
+use super::slots::{Deck, Held};
 use super::{Ask, Engine, Error, Moved, shelf};
+use crate::domain::access::SERVICE;
 use crate::domain::nearest::nearest;
 use crate::domain::policy::Policy;
 use crate::domain::policy::experiment::{self, Experiment, Group, HOLDOUT, Treatment};

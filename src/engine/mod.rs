@@ -48,7 +48,6 @@ pub use rollout::Options;
 pub use serving::{Catalogue, Serving};
 pub use shelf::{PolicyError, Shelf, parse_policy, read_policy};
 pub use simulate::Question;
-pub use slots::SERVICE;
 
 use crate::domain::nearest::nearest;
 use crate::domain::policy::Policy;

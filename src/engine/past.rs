@@ -41,19 +41,19 @@ impl Engine {
         Ok(self.ledger()?.decisions_of(customer_id, page)?)
     }
 
-    /// Makes every recorded input of a customer unreadable for ever. Whether there was such a customer.
-    pub fn erase(&self, customer_id: &str) -> Result<bool, Error> {
-        Ok(self.ledger()?.erase(customer_id)?)
+    /// Makes every recorded input of a customer unreadable for ever; `by` goes on record, if it is certain who asks. Whether there was such a customer.
+    pub fn erase(&self, customer_id: &str, by: Option<&str>) -> Result<bool, Error> {
+        Ok(self.ledger()?.erase(customer_id, by)?)
     }
 
-    /// Adds a new master secret to the ledger's keys: its version.
-    pub fn rotate_keys(&self) -> Result<u32, Error> {
-        Ok(self.ledger()?.rotate_keys()?)
+    /// Adds a new master secret to the ledger's keys, for `by`: its version.
+    pub fn rotate_keys(&self, by: Option<&str>) -> Result<u32, Error> {
+        Ok(self.ledger()?.rotate_keys(by)?)
     }
 
-    /// Copies the ledger into a new file.
-    pub fn backup(&self, path: &Path) -> Result<(), Error> {
-        Ok(self.ledger()?.backup(path)?)
+    /// Copies the ledger into a new file, for `by`.
+    pub fn backup(&self, path: &Path, by: Option<&str>) -> Result<(), Error> {
+        Ok(self.ledger()?.backup(path, by)?)
     }
 
     /// Whether decisions can be recorded, as far as is known.

@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::serving::Watches;
-use super::slots::{Deck, Delivery, Held, SERVICE};
+use super::slots::{Deck, Delivery, Held};
 use super::{Ask, Engine, Error, Moved};
+use crate::domain::access::SERVICE;
 use crate::domain::rollout::guardrail::{self, Limits, Reading, Verdict, verdict};
 use crate::domain::rollout::moves::Move;
 use crate::domain::rollout::slots::Slots;

@@ -20,9 +20,6 @@ use crate::domain::rollout::slots::{Colour, Slots};
 use crate::domain::rollout::{Exposure, Rollout};
 use crate::ledger::{Answered, Change, Kept, Ledger, Pending};
 
-/// Who moves when no person does.
-pub const SERVICE: &str = "mainstay";
-
 /// The slots of one model name with what stands in them.
 #[derive(Debug)]
 pub(super) struct Deck {

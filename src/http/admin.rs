@@ -9,6 +9,7 @@ use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, HeaderName};
 use serde::{Deserialize, Serialize};
 
+use super::access::Who;
 use super::problem::{Code, Problem};
 use super::{Shared, blocking, extract, long};
 
@@ -33,6 +34,7 @@ pub(super) struct Rotated {
 /// Copies the ledger into a new file at `{"path": …}` of the server's own file system.
 pub(super) async fn backup(
     State(shared): State<Shared>,
+    who: Who,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<serde_json::Value>, Problem> {
@@ -41,13 +43,13 @@ pub(super) async fn backup(
     let Backup { path } = serde_json::from_slice(&body)
         .map_err(|_| Problem::new(Code::MalformedJson, "expected {\"path\": \"a new file\"}"))?;
     let engine = shared.engine.clone();
-    long(&shared, move || engine.backup(&path)).await??;
+    long(&shared, move || engine.backup(&path, who.actor())).await??;
     Ok(Json(serde_json::json!({})))
 }
 
 /// Lets a new master secret write from now on.
-pub(super) async fn rotate_keys(State(shared): State<Shared>) -> Result<Json<Rotated>, Problem> {
+pub(super) async fn rotate_keys(State(shared): State<Shared>, who: Who) -> Result<Json<Rotated>, Problem> {
     let engine = shared.engine.clone();
-    let key_version = blocking(move || engine.rotate_keys()).await??;
+    let key_version = blocking(move || engine.rotate_keys(who.actor())).await??;
     Ok(Json(Rotated { key_version }))
 }

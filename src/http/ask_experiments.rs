@@ -4,7 +4,9 @@
 use serde::Deserialize;
 use utoipa::ToSchema;
 
+use super::access::Who;
 use super::problem::Problem;
+use super::slots::Said;
 use crate::domain::nearest::nearest;
 use crate::domain::policy::experiment::{self, ARMS_MAX, Treatment};
 use crate::domain::policy::registry::Begin;
@@ -20,9 +22,9 @@ const ROLLOUT: &str = "rollout";
 #[serde(deny_unknown_fields)]
 #[expect(dead_code, reason = "the contract of the request; `Asked` reads it and tells every violation")]
 pub(super) struct Creating {
-    /// Who asks: it stands on record
-    #[schema(min_length = 1, max_length = 128, example = "ops@example.com")]
-    by: String,
+    /// Who asks: it stands on record. Where credentials are asked for it is the holder of those, and nobody else may stand here
+    #[schema(required = false, nullable = false, min_length = 1, max_length = 128, example = "ops@example.com")]
+    by: Option<String>,
     /// Why, in your words: it stands on record
     #[serde(default)]
     #[schema(max_length = 1000)]
@@ -39,7 +41,7 @@ pub(super) struct Creating {
 #[serde(deny_unknown_fields)]
 #[expect(dead_code, reason = "see Creating")]
 pub(super) struct Changing {
-    by: String,
+    by: Option<String>,
     #[serde(default)]
     why: String,
     /// Although customers are moved by it while it runs
@@ -110,8 +112,7 @@ pub(super) struct ArmDraft {
 
 /// A request about an experiment.
 pub(super) struct Asked {
-    pub(super) by: String,
-    pub(super) why: String,
+    pub(super) said: Said,
     pub(super) model: Option<String>,
     pub(super) force: bool,
     pub(super) draft: Draft,
@@ -121,7 +122,7 @@ impl Asked {
     /// A request with an experiment; of `model` and `force` it may have those that are `known`.
     ///
     /// Errors: every violation of the shape. What the experiment says is judged by the law.
-    pub(super) fn read(value: Value<'_>, known: &[&str]) -> Result<Self, Problem> {
+    pub(super) fn read(value: Value<'_>, known: &[&str], who: &Who) -> Result<Self, Problem> {
         let mut reader = Reader::default();
         let [by, why, experiment, model, force] =
             reader.fields(Some(value), "", ["by", "why", "experiment", "model", "force"]);
@@ -136,8 +137,7 @@ impl Asked {
             Some(_) => reader.wrong("/force", Code::WrongType, "true or false"),
         };
         let asked = Self {
-            by: reader.text(by, "/by").unwrap_or_default(),
-            why: reader.text_if(why, "/why").unwrap_or_default(),
+            said: reader.said([by, why], who),
             model: reader.text_if(model, "/model"),
             force,
             draft: reader.draft(experiment),
@@ -146,11 +146,11 @@ impl Asked {
     }
 
     /// A request without one: who asks, and why.
-    pub(super) fn plain(value: Value<'_>) -> Result<(String, String), Problem> {
+    pub(super) fn plain(value: Value<'_>, who: &Who) -> Result<Said, Problem> {
         let mut reader = Reader::default();
         let [by, why] = reader.fields(Some(value), "", ["by", "why"]);
-        let asked = (reader.text(by, "/by").unwrap_or_default(), reader.text_if(why, "/why").unwrap_or_default());
-        reader.end(asked)
+        let said = reader.said([by, why], who);
+        reader.end(said)
     }
 }
 
@@ -210,6 +210,12 @@ impl Reader {
         if !is_object {
             self.violations.truncate(told + 1);
         }
+    }
+
+    /// Who asks, which has to be said where nobody has credentials, and why.
+    fn said(&mut self, [by, why]: [Option<Value>; 2], who: &Who) -> Said {
+        let by = if who.actor().is_some() { self.text_if(by, "/by") } else { self.text(by, "/by") };
+        (by, self.text_if(why, "/why").unwrap_or_default())
     }
 
     fn text_if(&mut self, value: Option<Value>, place: &str) -> Option<String> {

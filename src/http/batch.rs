@@ -20,6 +20,7 @@ use super::problem::{self, Code, Problem};
 use super::trace::REQUEST_ID;
 use super::wire::{self, Scratch};
 use super::wire_batch::{self, Item};
+use super::wire_problem;
 use super::{Shared, blocking, extract, json};
 use crate::domain::decision::{Arm, Decision};
 use crate::domain::money::Money;
@@ -41,7 +42,7 @@ const STREAM_ROWS: usize = 512;
     responses(
         (status = 200, description = "An answer per row, in order", content((wire_batch::Batch = "application/json"), (String = "application/x-ndjson"))),
         (status = 422, description = "The body is not an array", body = problem::Document, content_type = "application/problem+json"),
-        problem::Refused,
+        wire_problem::Refused,
     )
 )]
 pub(super) async fn score_batch(
@@ -64,7 +65,7 @@ pub(super) async fn score_batch(
         (status = 200, description = "An answer per row, in order", content((wire_batch::Batch = "application/json"), (String = "application/x-ndjson"))),
         (status = 404, description = "No such model is in service", body = problem::Document, content_type = "application/problem+json"),
         (status = 422, description = "The body is not an array", body = problem::Document, content_type = "application/problem+json"),
-        problem::Refused,
+        wire_problem::Refused,
     )
 )]
 pub(super) async fn score_batch_with_model(

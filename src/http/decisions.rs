@@ -8,8 +8,10 @@ use serde::Deserialize;
 use tokio::sync::OwnedSemaphorePermit;
 use utoipa::IntoParams;
 
+use super::access::Who;
 use super::extract::CUSTOMER_ID_MAX;
 use super::problem::{self, Code, Problem};
+use super::wire_problem;
 use super::wire_records::{CustomerRecord, DecisionRecord, DecisionRecords, Erasure};
 use super::{Shared, blocking};
 use crate::domain::id::DecisionId;
@@ -92,7 +94,7 @@ impl Part {
         (status = 200, description = "The decision", body = DecisionRecord),
         (status = 404, description = "No such decision is on record, or the ledger is off", body = problem::Document, content_type = "application/problem+json"),
         (status = 422, description = "The id is no UUID", body = problem::Document, content_type = "application/problem+json"),
-        problem::Failing,
+        wire_problem::Failing,
     )
 )]
 pub(super) async fn decision(
@@ -117,7 +119,7 @@ pub(super) async fn decision(
         (status = 200, description = "A page of decisions", body = DecisionRecords),
         (status = 404, description = "The ledger is off", body = problem::Document, content_type = "application/problem+json"),
         (status = 422, description = "A parameter is not as expected", body = problem::Document, content_type = "application/problem+json"),
-        problem::Failing,
+        wire_problem::Failing,
     )
 )]
 pub(super) async fn decisions(
@@ -146,7 +148,7 @@ pub(super) async fn decisions(
         (status = 400, description = "The path is not UTF-8", body = problem::Document, content_type = "application/problem+json"),
         (status = 404, description = "The ledger is off", body = problem::Document, content_type = "application/problem+json"),
         (status = 422, description = "A parameter is not as expected", body = problem::Document, content_type = "application/problem+json"),
-        problem::Failing,
+        wire_problem::Failing,
     )
 )]
 pub(super) async fn customer(
@@ -171,16 +173,17 @@ pub(super) async fn customer(
         (status = 200, description = "Nothing readable is on record any more", body = Erasure),
         (status = 400, description = "The path is not UTF-8", body = problem::Document, content_type = "application/problem+json"),
         (status = 404, description = "The ledger is off", body = problem::Document, content_type = "application/problem+json"),
-        problem::Failing,
+        wire_problem::Failing,
     )
 )]
 pub(super) async fn erase(
     State(shared): State<Shared>,
+    who: Who,
     customer_id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Erasure>, Problem> {
     let Path(customer_id) = customer_id?;
     let engine = shared.engine.clone();
-    let erased = reading(&shared, move || Ok(engine.erase(&customer_id)?)).await?;
+    let erased = reading(&shared, move || Ok(engine.erase(&customer_id, who.actor())?)).await?;
     Ok(Json(Erasure { erased }))
 }
 

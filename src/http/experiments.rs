@@ -10,13 +10,15 @@ use axum::http::HeaderMap;
 use serde::Deserialize;
 use utoipa::IntoParams;
 
+use super::access::Who;
 use super::ask_experiments::{Asked, Changing, Creating};
 use super::problem::{self, Code, Problem};
-use super::slots::{Plain, check, key};
+use super::slots::{Plain, asked, key};
 use super::wire_experiments::{Done, Experiment, Experiments};
+use super::wire_problem;
 use super::{Shared, blocking, extract, json};
 use crate::domain::policy::{document, registry};
-use crate::engine::{Ask, Error, Trial};
+use crate::engine::{Error, Trial};
 
 /// The largest body: some policy documents.
 const BODY_BYTES_MAX: usize = 8 * document::BYTES_MAX;
@@ -35,7 +37,7 @@ pub(super) struct Which {
 
 /// List the experiments
 #[utoipa::path(get, path = "/v1/experiments", tag = "experiments", operation_id = "experiments", params(Which),
-    responses((status = 200, description = "In the order in which they were created", body = Experiments), problem::Moving))]
+    responses((status = 200, description = "In the order in which they were created", body = Experiments), wire_problem::Moving))]
 pub(super) async fn experiments(
     State(shared): State<Shared>,
     which: Result<Query<Which>, QueryRejection>,
@@ -51,7 +53,7 @@ pub(super) async fn experiments(
 /// were assigned. These are counted in the ledger: seconds where millions of decisions are on record.
 #[utoipa::path(get, path = "/v1/experiments/{name}", tag = "experiments", operation_id = "experiment",
     params(("name" = String, Path, description = "The name of an experiment")),
-    responses((status = 200, description = "How it stands", body = Experiment), problem::Moving, problem::Failing))]
+    responses((status = 200, description = "How it stands", body = Experiment), wire_problem::Moving, wire_problem::Failing))]
 pub(super) async fn experiment(
     State(shared): State<Shared>,
     name: Result<Path<String>, PathRejection>,
@@ -68,18 +70,19 @@ pub(super) async fn experiment(
 #[utoipa::path(post, path = "/v1/experiments", tag = "experiments", operation_id = "create_experiment",
     params(("idempotency-key" = Option<String>, Header, description = "A key of your choice, at most 128 characters")),
     request_body(content = Creating, content_type = "application/json"),
-    responses((status = 200, description = "It is created", body = Done), problem::Moving, problem::Refused))]
+    responses((status = 200, description = "It is created", body = Done), wire_problem::Moving, wire_problem::Refused))]
 pub(super) async fn create(
     State(shared): State<Shared>,
+    who: Who,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Done>, Problem> {
     shared.engine.needs_ledger()?;
+    who.may_move(&shared, "create", None)?;
     let body = read(&shared, &headers, body).await?;
-    let key = key(&headers, "/v1/experiments", "create", &body)?;
-    let Asked { by, why, model, draft, .. } = Asked::read(json::parse(&body, DEPTH_MAX)?, &["model"])?;
-    let mut ask = Ask { by, why, key };
-    check(&mut ask)?;
+    let key = key(&headers, ["/v1/experiments", "create"], &body, &who)?;
+    let Asked { said, model, draft, .. } = Asked::read(json::parse(&body, DEPTH_MAX)?, &["model"], &who)?;
+    let ask = asked(said, key, &who)?;
     let engine = shared.engine.clone();
     let done = blocking(move || -> Result<_, Error> {
         let name = draft.experiment.name.clone();
@@ -102,10 +105,11 @@ pub(super) async fn create(
         ("idempotency-key" = Option<String>, Header, description = "A key of your choice, at most 128 characters"),
     ),
     request_body(content((Plain = "application/json"), (Changing = "application/json"))),
-    responses((status = 200, description = "It was done", body = Done), problem::Moving, problem::Refused))]
+    responses((status = 200, description = "It was done", body = Done), wire_problem::Moving, wire_problem::Refused))]
 pub(super) async fn act(
     State(shared): State<Shared>,
     path: Result<Path<(String, String)>, PathRejection>,
+    who: Who,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Done>, Problem> {
@@ -114,21 +118,18 @@ pub(super) async fn act(
         return Err(Problem::new(Code::NotFound, format!("no such verb; there are {}", registry::VERBS.join(", "))));
     }
     shared.engine.needs_ledger()?;
+    who.may_move(&shared, &verb, None)?;
     let body = read(&shared, &headers, body).await?;
-    let key = key(&headers, &format!("/v1/experiments/{name}"), &verb, &body)?;
+    let key = key(&headers, [&format!("/v1/experiments/{name}"), &verb], &body, &who)?;
     let value = json::parse(&body, DEPTH_MAX)?;
-    let (trial, by, why) = match &*verb {
+    let (trial, said) = match &*verb {
         "change" => {
-            let Asked { by, why, force, draft, .. } = Asked::read(value, &["force"])?;
-            (Trial::Change { draft: Box::new(draft), force }, by, why)
+            let Asked { said, force, draft, .. } = Asked::read(value, &["force"], &who)?;
+            (Trial::Change { draft: Box::new(draft), force }, said)
         }
-        verb => {
-            let (by, why) = Asked::plain(value)?;
-            (if verb == "start" { Trial::Start } else { Trial::Stop }, by, why)
-        }
+        verb => (if verb == "start" { Trial::Start } else { Trial::Stop }, Asked::plain(value, &who)?),
     };
-    let mut ask = Ask { by, why, key };
-    check(&mut ask)?;
+    let ask = asked(said, key, &who)?;
     let engine = shared.engine.clone();
     let done = blocking(move || -> Result<_, Error> {
         let moved = engine.try_experiment(&name, trial, &ask)?;

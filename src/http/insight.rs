@@ -10,6 +10,7 @@ use utoipa::IntoParams;
 use super::problem::{self, Problem};
 use super::wire_groups::FairnessAnswer;
 use super::wire_insight::{DriftAnswer, KpisAnswer, QualityAnswer};
+use super::wire_problem;
 use super::{Shared, measure};
 use crate::domain::violation::{self, Violation};
 use crate::engine::Window;
@@ -44,7 +45,7 @@ impl Of {
 /// versions, policies, arms, segments and experiments. A customer counts once. Churn is that of customers who were decided on a maturity
 /// (`insight.maturity_days`) before the window, all else that of the window.
 #[utoipa::path(get, path = "/v1/insight/kpis", tag = "insight", operation_id = "insight_kpis", params(Of),
-    responses((status = 200, description = "The figures", body = KpisAnswer), problem::Measuring))]
+    responses((status = 200, description = "The figures", body = KpisAnswer), wire_problem::Measuring))]
 pub(super) async fn kpis(
     State(shared): State<Shared>,
     of: Result<Query<Of>, QueryRejection>,
@@ -59,7 +60,7 @@ pub(super) async fn kpis(
 ///
 /// Of customers who were held out, where there are any: what is done for a customer changes what a score foretold.
 #[utoipa::path(get, path = "/v1/insight/quality", tag = "insight", operation_id = "insight_quality", params(Of),
-    responses((status = 200, description = "The quality", body = QualityAnswer), problem::Measuring))]
+    responses((status = 200, description = "The quality", body = QualityAnswer), wire_problem::Measuring))]
 pub(super) async fn quality(
     State(shared): State<Shared>,
     of: Result<Query<Of>, QueryRejection>,
@@ -73,7 +74,7 @@ pub(super) async fn quality(
 ///
 /// How far the features and scores of a window are from those of the training time, for every version that is loaded.
 #[utoipa::path(get, path = "/v1/insight/drift", tag = "insight", operation_id = "insight_drift", params(Of),
-    responses((status = 200, description = "The distances", body = DriftAnswer), problem::Measuring))]
+    responses((status = 200, description = "The distances", body = DriftAnswer), wire_problem::Measuring))]
 pub(super) async fn drift(
     State(shared): State<Shared>,
     of: Result<Query<Of>, QueryRejection>,
@@ -88,7 +89,7 @@ pub(super) async fn drift(
 ///
 /// The groups are those of `context.audit`. Each is compared with the one that is offered something most often.
 #[utoipa::path(get, path = "/v1/insight/fairness", tag = "insight", operation_id = "insight_fairness", params(Of),
-    responses((status = 200, description = "The groups", body = FairnessAnswer), problem::Measuring))]
+    responses((status = 200, description = "The groups", body = FairnessAnswer), wire_problem::Measuring))]
 pub(super) async fn fairness(
     State(shared): State<Shared>,
     of: Result<Query<Of>, QueryRejection>,

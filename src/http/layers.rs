@@ -1,4 +1,4 @@
-//! What every request passes on its way in and out, in order: ids, measurement, panic, load. No route knows of it.
+//! What every request passes on its way in and out, in order: ids, measurement, credentials, panic, load. No route knows of it.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use axum::middleware::Next;
 use axum::response::IntoResponse;
 
 use super::problem::{Code, Problem};
-use super::{Shared, trace};
+use super::{Shared, access, trace};
 use crate::engine::Stages;
 use crate::telemetry::{Route, Stage};
 
@@ -28,7 +28,7 @@ pub(super) struct Timing {
     pub(super) single: bool,
 }
 
-/// The outermost layer: gives the request its ids, measures it, writes the body of a problem and the headers of every answer.
+/// The outermost layer: gives the request its ids, measures it, asks for credentials, writes the body of a problem and the headers of every answer.
 pub(super) async fn observe(State(shared): State<Shared>, mut request: Request, next: Next) -> Response<Body> {
     let begun = Instant::now();
     let metrics = shared.engine.metrics();
@@ -39,7 +39,10 @@ pub(super) async fn observe(State(shared): State<Shared>, mut request: Request, 
     request.headers_mut().insert(trace::REQUEST_ID, request_id.clone());
     let _in_flight = InFlight::enter(&shared);
 
-    let mut response = next.run(request).await;
+    let (mut response, left) = match access::admit(&shared, &mut request) {
+        Ok(left) => (next.run(request).await, left),
+        Err(problem) => (problem.into_response(), None),
+    };
 
     if let Some(problem) = response.extensions_mut().remove::<Problem>() {
         let id = request_id.to_str().unwrap_or_default();
@@ -71,6 +74,7 @@ pub(super) async fn observe(State(shared): State<Shared>, mut request: Request, 
     }
     response.headers_mut().insert(trace::REQUEST_ID, request_id);
     response.headers_mut().insert(trace::TRACEPARENT, traceparent);
+    access::tell(&mut response, left);
     response
 }
 

@@ -1,6 +1,7 @@
 //! Floor 3, HTTP: translate in, call the engine, translate out. This file holds the routes of both planes and the one list of
 //! layers that every request passes.
 
+mod access;
 mod admin;
 mod ask_experiments;
 mod batch;
@@ -28,6 +29,7 @@ mod wire_experiments;
 mod wire_fairness;
 mod wire_groups;
 mod wire_insight;
+mod wire_problem;
 mod wire_reasons;
 mod wire_records;
 mod wire_simulation;
@@ -37,23 +39,28 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use axum::Router;
 use axum::error_handling::HandleErrorLayer;
+use axum::extract::State;
+use axum::http::Method;
+use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower::ServiceBuilder;
 use tower::limit::GlobalConcurrencyLimitLayer;
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::OpenApi;
-use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+pub use access::Door;
 pub use server::{Listener, Options as ServerOptions, Server, give_way};
 pub use tls::{
     ClientAuth, Error as TlsError, Options as TlsOptions, Tls, authorities, certificates, private_key, provider,
 };
 
+use crate::access::Access;
+use crate::domain::access::{Needs, Scope};
 use crate::engine::Engine;
+use access::{Doors, Gate};
 use problem::{Code, Problem};
 
 /// Long pieces of operators' work at a time.
@@ -129,6 +136,8 @@ pub struct Inner {
     measures: Arc<Semaphore>,
     draining: AtomicBool,
     contract: utoipa::openapi::OpenApi,
+    /// Where credentials are asked for.
+    gate: Option<Gate>,
 }
 
 impl std::fmt::Debug for Shared {
@@ -147,8 +156,14 @@ impl std::ops::Deref for Shared {
 
 impl Shared {
     /// What the handlers share: the `engine`, the `limits`, the share of requests that are logged, and what ONNX Runtime says
-    /// of itself.
-    pub fn new(engine: Arc<Engine>, limits: Limits, request_share: f64, onnxruntime: &'static str) -> Self {
+    /// of itself. With `access`, callers have to have credentials.
+    pub fn new(
+        engine: Arc<Engine>,
+        limits: Limits,
+        request_share: f64,
+        onnxruntime: &'static str,
+        access: Option<Arc<Access>>,
+    ) -> Self {
         Self(Arc::new(Inner {
             engine,
             request_share: AtomicU64::new(request_share.to_bits()),
@@ -160,7 +175,8 @@ impl Shared {
             measures: Arc::new(Semaphore::new(1)),
             limits,
             draining: AtomicBool::new(false),
-            contract: contract(),
+            contract: if access.is_some() { contract() } else { access::open(contract()) },
+            gate: access.map(|access| Gate::new(access, doors().concat())),
         }))
     }
 
@@ -188,11 +204,11 @@ impl Shared {
 
 /// The contract as it is committed: without models.
 pub fn contract() -> utoipa::openapi::OpenApi {
-    routes().into_openapi()
+    routes().contract()
 }
 
 fn admin_contract() -> utoipa::openapi::OpenApi {
-    operating().merge(measuring()).merge(health()).into_openapi()
+    operating().merge(measuring()).merge(health()).contract()
 }
 
 /// The contract as the text of `openapi/mainstay.yaml`, or that of the admin plane as `openapi/admin.yaml`.
@@ -211,56 +227,67 @@ pub fn read_record(body: &[u8]) -> Result<crate::domain::record::Record<'_>, Str
         .map_err(|_| "its inputs are no customer".to_owned())
 }
 
+/// Every route of the data plane and of the admin plane, with what it needs: what the gate and the test of all routes read.
+pub fn doors() -> [Vec<Door>; 2] {
+    [data_doors(scoring()), admin_doors()].map(|doors| doors.into_parts().1)
+}
+
 /// Every route of the data plane that the contract tells of.
-fn routes() -> OpenApiRouter<Shared> {
+fn routes() -> Doors {
     scoring().merge(reading()).merge(health())
 }
 
 /// The routes that are shed under load.
-fn scoring() -> OpenApiRouter<Shared> {
-    OpenApiRouter::with_openapi(openapi::Base::openapi())
-        .routes(routes!(score::score))
-        .routes(routes!(score::score_with_model))
-        .routes(routes!(batch::score_batch))
-        .routes(routes!(batch::score_batch_with_model))
+fn scoring() -> Doors {
+    Doors::new(openapi::Base::openapi())
+        .with(Needs::Scope(Scope::Score), routes!(score::score))
+        .with(Needs::Scope(Scope::Score), routes!(score::score_with_model))
+        .with(Needs::Scope(Scope::Score), routes!(batch::score_batch))
+        .with(Needs::Scope(Scope::Score), routes!(batch::score_batch_with_model))
 }
 
 /// The routes that decide nothing: answered whatever the load. Those that wait for a disk have a bound of their own.
-fn reading() -> OpenApiRouter<Shared> {
-    OpenApiRouter::new()
-        .routes(routes!(models::models))
-        .routes(routes!(models::model))
-        .routes(routes!(decisions::decisions))
-        .routes(routes!(decisions::decision))
-        .routes(routes!(decisions::customer, decisions::erase))
-        .routes(routes!(outcomes::record))
+fn reading() -> Doors {
+    Doors::new(openapi::Nothing::openapi())
+        .with(Needs::Credentials, routes!(models::models))
+        .with(Needs::Credentials, routes!(models::model))
+        .with(Needs::Scope(Scope::Read), routes!(decisions::decisions))
+        .with(Needs::Scope(Scope::Read), routes!(decisions::decision))
+        .with(Needs::Scope(Scope::Read), routes!(decisions::customer))
+        .with(Needs::Scope(Scope::Admin), routes!(decisions::erase))
+        .with(Needs::Scope(Scope::Outcomes), routes!(outcomes::record))
 }
 
 /// The routes of both planes.
-fn health() -> OpenApiRouter<Shared> {
-    OpenApiRouter::new().routes(routes!(health::livez)).routes(routes!(health::readyz)).routes(routes!(health::version))
+fn health() -> Doors {
+    Doors::new(openapi::Nothing::openapi())
+        .with(Needs::Nothing, routes!(health::livez))
+        .with(Needs::Nothing, routes!(health::readyz))
+        .with(Needs::Nothing, routes!(health::version))
 }
 
 /// The routes that move models and experiments: of the admin plane alone.
-fn operating() -> OpenApiRouter<Shared> {
-    OpenApiRouter::with_openapi(openapi::Admin::openapi())
-        .routes(routes!(slots::slots))
-        .routes(routes!(slots::slots_of))
-        .routes(routes!(slots::history))
-        .routes(routes!(simulate::simulate))
-        .routes(routes!(slots::act))
-        .routes(routes!(experiments::experiments, experiments::create))
-        .routes(routes!(experiments::experiment))
-        .routes(routes!(experiments::act))
+fn operating() -> Doors {
+    Doors::new(openapi::Admin::openapi())
+        .with(Needs::Scope(Scope::Read), routes!(slots::slots))
+        .with(Needs::Scope(Scope::Read), routes!(slots::slots_of))
+        .with(Needs::Scope(Scope::Read), routes!(slots::history))
+        // It tells what groups of customers are offered.
+        .with(Needs::Scope(Scope::Operate), routes!(simulate::simulate))
+        .with(Needs::Scope(Scope::Operate), routes!(slots::act))
+        .with(Needs::Scope(Scope::Read), routes!(experiments::experiments))
+        .with(Needs::Scope(Scope::Operate), routes!(experiments::create))
+        .with(Needs::Scope(Scope::Read), routes!(experiments::experiment))
+        .with(Needs::Scope(Scope::Operate), routes!(experiments::act))
 }
 
 /// The routes that tell what was measured: of the admin plane alone.
-fn measuring() -> OpenApiRouter<Shared> {
-    OpenApiRouter::new()
-        .routes(routes!(insight::kpis))
-        .routes(routes!(insight::quality))
-        .routes(routes!(insight::drift))
-        .routes(routes!(insight::fairness))
+fn measuring() -> Doors {
+    Doors::new(openapi::Nothing::openapi())
+        .with(Needs::Scope(Scope::Read), routes!(insight::kpis))
+        .with(Needs::Scope(Scope::Read), routes!(insight::quality))
+        .with(Needs::Scope(Scope::Read), routes!(insight::drift))
+        .with(Needs::Scope(Scope::Read), routes!(insight::fairness))
 }
 
 /// The data plane: what product backends call.
@@ -269,26 +296,35 @@ pub fn data_plane(shared: &Shared) -> Router {
         .layer(HandleErrorLayer::new(layers::overloaded))
         .load_shed()
         .layer(GlobalConcurrencyLimitLayer::with_semaphore(shared.in_flight.clone()));
+    finish(data_doors(scoring().layered(|routes| routes.layer(shed))), shared)
+}
+
+fn data_doors(scoring: Doors) -> Doors {
     let page = utoipa_swagger_ui::SwaggerUi::new("/docs").config(utoipa_swagger_ui::Config::from("/openapi.json"));
-    let router = Router::from(scoring())
-        .layer(shed)
-        .merge(Router::from(reading()))
-        .merge(Router::from(health()))
-        .route("/openapi.json", axum::routing::get(openapi::openapi))
-        .merge(page);
-    finish(router, shared)
+    scoring
+        .merge(reading())
+        .merge(health())
+        .plain(Needs::Contract, Method::GET, "/openapi.json", openapi::openapi)
+        .page(Needs::Contract, page.into(), &["/docs", "/docs/", "/docs/{*rest}"])
 }
 
 /// The admin plane: what operators and their tools call.
 pub fn admin_plane(shared: &Shared) -> Router {
-    let router = Router::from(health())
-        .merge(Router::from(operating()))
-        .merge(Router::from(measuring()))
-        .route("/openapi.json", axum::routing::get(|| async { axum::Json(admin_contract()) }))
-        .route("/metrics", axum::routing::get(admin::metrics))
-        .route("/v1/ledger/backup", axum::routing::post(admin::backup))
-        .route("/v1/ledger/rotate-keys", axum::routing::post(admin::rotate_keys));
-    finish(router, shared)
+    finish(admin_doors(), shared)
+}
+
+fn admin_doors() -> Doors {
+    health()
+        .merge(operating())
+        .merge(measuring())
+        .plain(Needs::Contract, Method::GET, "/openapi.json", admin_openapi)
+        .plain(Needs::Metrics, Method::GET, "/metrics", admin::metrics)
+        .plain(Needs::Scope(Scope::Admin), Method::POST, "/v1/ledger/backup", admin::backup)
+        .plain(Needs::Scope(Scope::Admin), Method::POST, "/v1/ledger/rotate-keys", admin::rotate_keys)
+}
+
+async fn admin_openapi(State(shared): State<Shared>) -> Json<utoipa::openapi::OpenApi> {
+    Json(if shared.gate.is_some() { admin_contract() } else { access::open(admin_contract()) })
 }
 
 /// Runs `work` on the threads for batches and other long work.
@@ -328,20 +364,23 @@ async fn apart<T: Send + 'static>(
     let failed = || Problem::new(Code::Internal, "the request could not be answered");
     let (reply, answer) = tokio::sync::oneshot::channel();
     let thread = std::thread::Builder::new().name("mainstay-long".to_owned()).spawn(move || {
-        let _permit = permit;
         give_way(LONG_NICE);
+        let done = work();
+        // Before the answer: who has it may ask for the next.
+        drop(permit);
         // Who asked may have gone away meanwhile.
-        let _ = reply.send(work());
+        let _ = reply.send(done);
     });
     thread.map_err(|error| failed().caused_by(error))?;
     answer.await.map_err(|error| failed().caused_by(error))
 }
 
 /// What every request passes, from the outside in.
-fn finish(router: Router<Shared>, shared: &Shared) -> Router {
+fn finish(doors: Doors, shared: &Shared) -> Router {
+    let (router, _) = doors.into_parts();
     let for_panics = shared.clone();
     let stack = ServiceBuilder::new()
-        // Ids, measurement, the body of a problem.
+        // Ids, measurement, credentials, the body of a problem.
         .layer(axum::middleware::from_fn_with_state(shared.clone(), layers::observe))
         // A panic ends one request, not the thread.
         .layer(CatchPanicLayer::custom(move |_| layers::panicked(&for_panics)));

@@ -48,6 +48,11 @@ pub(super) struct Base;
 )]
 pub(super) struct Admin;
 
+/// What says nothing of the whole.
+#[derive(OpenApi)]
+#[openapi()]
+pub(super) struct Nothing;
+
 /// `GET /openapi.json`: the contract of this server as it stands.
 pub(super) async fn openapi(State(shared): State<Shared>) -> Json<Value> {
     Json(with_models(&shared.contract, &shared.engine.catalogue()))

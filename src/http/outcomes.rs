@@ -9,6 +9,7 @@ use serde_json::value::RawValue;
 
 use super::problem::{self, Code, Problem};
 use super::trace::REQUEST_ID;
+use super::wire_problem;
 use super::wire_records::{OutcomeItem, OutcomeReceipt, Outcomes, OutcomesAnswer};
 use super::{Shared, blocking, decisions, extract, json};
 use crate::domain::outcome::Outcome;
@@ -30,7 +31,7 @@ const GROUP_ROWS: usize = 128;
         (status = 404, description = "No such decision is on record, or the ledger is off", body = problem::Document, content_type = "application/problem+json"),
         (status = 409, description = "Another outcome is on record by the `source_id`, or the decision has as many outcomes as it may", body = problem::Document, content_type = "application/problem+json"),
         (status = 422, description = "The outcome breaks the contract; every violation is told", body = problem::Document, content_type = "application/problem+json"),
-        problem::Refused,
+        wire_problem::Refused,
     )
 )]
 pub(super) async fn record(

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 
 use axum::body::Body;
 use axum::extract::rejection::{PathRejection, QueryRejection};
-use axum::http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use axum::http::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use axum::http::{Response, StatusCode};
 use axum::response::IntoResponse;
 use serde::Serialize;
@@ -36,6 +36,10 @@ pub(super) enum Code {
     NotFound,
     MethodNotAllowed,
     ArmNotAddressable,
+    Unauthenticated,
+    MissingScope,
+    MissingRole,
+    RateLimited,
     IllegalMove,
     RefusedForService,
     KeyReused,
@@ -76,6 +80,10 @@ impl Code {
                 (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "The resource does not know this method")
             }
             Code::ArmNotAddressable => (StatusCode::FORBIDDEN, "arm_not_addressable", "No arm may be addressed"),
+            Code::Unauthenticated => (StatusCode::UNAUTHORIZED, "unauthenticated", "Who calls is not known"),
+            Code::MissingScope => (StatusCode::FORBIDDEN, "missing_scope", "The caller lacks a scope"),
+            Code::MissingRole => (StatusCode::FORBIDDEN, "missing_role", "The caller lacks a role"),
+            Code::RateLimited => (StatusCode::TOO_MANY_REQUESTS, "rate_limited", "The caller's rate is used up"),
             Code::IllegalMove => (StatusCode::CONFLICT, "illegal_move", "This cannot be done as things stand now"),
             Code::RefusedForService => {
                 (StatusCode::UNPROCESSABLE_ENTITY, "refused_for_service", "It must not go into service")
@@ -92,72 +100,6 @@ impl Code {
     }
 }
 
-/// What every request with a body can be answered with, for the contract.
-#[derive(IntoResponses)]
-#[expect(dead_code, reason = "the contract; problems are written by `Problem`")]
-pub(super) enum Refused {
-    /// The body is not JSON, too deep or incomplete, or the path is not UTF-8
-    #[response(status = 400, content_type = "application/problem+json")]
-    Malformed(Document<'static>),
-    /// The body did not arrive in time
-    #[response(status = 408, content_type = "application/problem+json")]
-    Late(Document<'static>),
-    /// The body, or the batch, is too large
-    #[response(status = 413, content_type = "application/problem+json")]
-    TooLarge(Document<'static>),
-    /// The content type is not supported
-    #[response(status = 415, content_type = "application/problem+json")]
-    MediaType(Document<'static>),
-    /// The model or the service failed
-    #[response(status = 500, content_type = "application/problem+json")]
-    Failed(Document<'static>),
-    /// The service is at its limit; the header `retry-after` says when to try again
-    #[response(status = 503, content_type = "application/problem+json")]
-    Overloaded(Document<'static>),
-}
-
-/// What every request that needs the ledger can be answered with, for the contract.
-#[derive(IntoResponses)]
-#[expect(dead_code, reason = "the contract; problems are written by `Problem`")]
-pub(super) enum Failing {
-    /// The service failed
-    #[response(status = 500, content_type = "application/problem+json")]
-    Failed(Document<'static>),
-    /// The service is at its limit, or the ledger is not there; the header `retry-after` says when to try again
-    #[response(status = 503, content_type = "application/problem+json")]
-    Unavailable(Document<'static>),
-}
-
-/// What every move on slots or experiments can be answered with, for the contract.
-#[derive(IntoResponses)]
-#[expect(dead_code, reason = "the contract; problems are written by `Problem`")]
-pub(super) enum Moving {
-    /// No such model is in service, or no such experiment known
-    #[response(status = 404, content_type = "application/problem+json")]
-    Unknown(Document<'static>),
-    /// This cannot be done as things stand now; `legal` lists what can
-    #[response(status = 409, content_type = "application/problem+json")]
-    Illegal(Document<'static>),
-    /// The request breaks the contract, or what it names must not go into service, for every one of `reasons`
-    #[response(status = 422, content_type = "application/problem+json")]
-    Refused(Document<'static>),
-}
-
-/// What every measure can be answered with, for the contract.
-#[derive(IntoResponses)]
-#[expect(dead_code, reason = "the contract; problems are written by `Problem`")]
-pub(super) enum Measuring {
-    /// No such model is in service, or the ledger is off
-    #[response(status = 404, content_type = "application/problem+json")]
-    Unknown(Document<'static>),
-    /// A parameter is not as expected
-    #[response(status = 422, content_type = "application/problem+json")]
-    Refused(Document<'static>),
-    /// The ledger cannot be read, or too much is being asked of it
-    #[response(status = 503, content_type = "application/problem+json")]
-    Unavailable(Document<'static>),
-}
-
 /// One problem. As a response it is still without a body: the outermost layer writes it, since it knows the request id.
 #[derive(Debug, Clone)]
 pub(super) struct Problem {
@@ -166,6 +108,7 @@ pub(super) struct Problem {
     violations: Vec<Violation>,
     /// What only the problems of operators have.
     refusal: Option<Box<Refusal>>,
+    headers: Vec<(HeaderName, HeaderValue)>,
     cause: Option<String>,
 }
 
@@ -179,7 +122,7 @@ struct Refusal {
 impl Problem {
     pub(super) fn new(code: Code, detail: impl Into<Cow<'static, str>>) -> Self {
         let detail = detail.into();
-        Self { code, detail, violations: Vec::new(), refusal: None, cause: None }
+        Self { code, detail, violations: Vec::new(), refusal: None, headers: Vec::new(), cause: None }
     }
 
     pub(super) fn invalid(violations: Vec<Violation>) -> Self {
@@ -193,6 +136,12 @@ impl Problem {
     /// The same, with what an operator has to know and a caller must not.
     pub(super) fn caused_by(mut self, cause: impl std::fmt::Display) -> Self {
         self.cause = Some(cause.to_string());
+        self
+    }
+
+    /// The same with a header of its own, if `text` can be one.
+    pub(super) fn with_header(mut self, name: HeaderName, text: &str) -> Self {
+        self.headers.extend(HeaderValue::from_str(text).ok().map(|value| (name, value)));
         self
     }
 
@@ -234,6 +183,7 @@ impl Problem {
         if self.status() == StatusCode::SERVICE_UNAVAILABLE {
             response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
         }
+        response.headers_mut().extend(self.headers.iter().cloned());
         response
     }
 }

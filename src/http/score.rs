@@ -12,6 +12,7 @@ use axum::http::{HeaderMap, Response};
 use super::layers::Timing;
 use super::problem::{self, Problem};
 use super::wire::{self, Scratch};
+use super::wire_problem;
 use super::{Shared, blocking, extract, json};
 use crate::domain::decision::{Arm, Decision};
 use crate::engine::{self, Receipt, Serving, Stages};
@@ -24,7 +25,7 @@ use crate::engine::{self, Receipt, Serving, Stages};
     responses(
         (status = 200, description = "The decision", body = wire::Decision, content_type = "application/json"),
         (status = 422, description = "The request breaks the contract; every violation is told", body = problem::Document, content_type = "application/problem+json"),
-        problem::Refused,
+        wire_problem::Refused,
     )
 )]
 pub(super) async fn score(
@@ -45,7 +46,7 @@ pub(super) async fn score(
         (status = 200, description = "The decision", body = wire::Decision, content_type = "application/json"),
         (status = 404, description = "No such model is in service", body = problem::Document, content_type = "application/problem+json"),
         (status = 422, description = "The request breaks the contract; every violation is told", body = problem::Document, content_type = "application/problem+json"),
-        problem::Refused,
+        wire_problem::Refused,
     )
 )]
 pub(super) async fn score_with_model(

@@ -10,6 +10,7 @@ use utoipa::ToSchema;
 
 use super::problem::{self, Problem};
 use super::slots::{read, strict, wrong};
+use super::wire_problem;
 use super::wire_simulation::Simulated;
 use super::{Shared, long};
 use crate::domain::money::Money;
@@ -108,7 +109,7 @@ impl OtherBudget {
 /// budget, rules, segments and the groups of the audit; and what each would have brought, where outcomes are known.
 #[utoipa::path(post, path = "/v1/policies:simulate", tag = "policies", operation_id = "simulate",
     request_body(content = Simulate, content_type = "application/json"),
-    responses((status = 200, description = "What it makes of them", body = Simulated), problem::Moving, problem::Refused))]
+    responses((status = 200, description = "What it makes of them", body = Simulated), wire_problem::Moving, wire_problem::Refused))]
 pub(super) async fn simulate(
     State(shared): State<Shared>,
     headers: HeaderMap,

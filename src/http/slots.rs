@@ -10,16 +10,17 @@ use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 use utoipa::{IntoParams, ToSchema};
 
+use super::access::Who;
 use super::problem::{self, Code, Problem};
+use super::wire_problem;
 use super::wire_slots::{Done, History, Slots, SlotsList};
 use super::{Shared, blocking, extract, long};
+use crate::domain::access::{NAME_MAX, SERVICE, is_name};
 use crate::domain::rollout::guardrail::Limits;
 use crate::domain::rollout::{Plan, Step};
 use crate::domain::violation::{self, Violation};
-use crate::engine::{Ask, SERVICE, Verb};
+use crate::engine::{Ask, Verb};
 
-/// The longest name of who asks, key of a request, and role, in characters.
-const NAME_MAX: usize = 128;
 /// The longest reason.
 const WHY_MAX: usize = 1_000;
 /// The most entries of one page of the history.
@@ -29,9 +30,9 @@ const PAGE_MAX: usize = 1_000;
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Plain {
-    /// Who asks: it stands on record
-    #[schema(min_length = 1, max_length = 128, example = "ops@example.com")]
-    by: String,
+    /// Who asks: it stands on record. Where credentials are asked for it is the holder of those, and nobody else may stand here
+    #[schema(required = false, nullable = false, min_length = 1, max_length = 128, example = "ops@example.com")]
+    by: Option<String>,
     /// Why, in your words: it stands on record
     #[serde(default)]
     #[schema(max_length = 1000)]
@@ -42,7 +43,7 @@ pub(super) struct Plain {
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Stage {
-    by: String,
+    by: Option<String>,
     #[serde(default)]
     why: String,
     /// The version of the bundle
@@ -60,7 +61,7 @@ pub(super) struct Stage {
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Promote {
-    by: String,
+    by: Option<String>,
     #[serde(default)]
     why: String,
     /// Although its rollout has not passed to its end
@@ -72,7 +73,7 @@ pub(super) struct Promote {
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Start {
-    by: String,
+    by: Option<String>,
     #[serde(default)]
     why: String,
     /// `canary` or `shadow`: the steps of the configuration
@@ -103,7 +104,7 @@ pub(super) enum Mode {
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Approve {
-    by: String,
+    by: Option<String>,
     #[serde(default)]
     why: String,
     /// In which role
@@ -115,7 +116,7 @@ pub(super) struct Approve {
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ApplyPolicy {
-    by: String,
+    by: Option<String>,
     #[serde(default)]
     why: String,
     /// The policy document itself, TOML
@@ -147,7 +148,7 @@ pub(super) async fn slots(State(shared): State<Shared>) -> Result<Json<SlotsList
 /// Show the slots of a model
 #[utoipa::path(get, path = "/v1/slots/{model}", tag = "slots", operation_id = "slots_of_model",
     params(("model" = String, Path, description = "The name of a model in service")),
-    responses((status = 200, description = "How they stand", body = Slots), problem::Moving))]
+    responses((status = 200, description = "How they stand", body = Slots), wire_problem::Moving))]
 pub(super) async fn slots_of(
     State(shared): State<Shared>,
     model: Result<Path<String>, PathRejection>,
@@ -160,7 +161,7 @@ pub(super) async fn slots_of(
 /// Show what was done to the slots of a model
 #[utoipa::path(get, path = "/v1/slots/{model}/history", tag = "slots", operation_id = "history",
     params(("model" = String, Path, description = "The name of a model in service"), Part),
-    responses((status = 200, description = "The newest first", body = History), problem::Moving))]
+    responses((status = 200, description = "The newest first", body = History), wire_problem::Moving))]
 pub(super) async fn history(
     State(shared): State<Shared>,
     model: Result<Path<String>, PathRejection>,
@@ -189,10 +190,11 @@ pub(super) async fn history(
     ),
     request_body(content((Stage = "application/json"), (Promote = "application/json"), (Start = "application/json"),
         (Approve = "application/json"), (ApplyPolicy = "application/json"), (Plain = "application/json"))),
-    responses((status = 200, description = "It was done", body = Done), problem::Moving, problem::Refused))]
+    responses((status = 200, description = "It was done", body = Done), wire_problem::Moving, wire_problem::Refused))]
 pub(super) async fn act(
     State(shared): State<Shared>,
     path: Result<Path<(String, String)>, PathRejection>,
+    who: Who,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Done>, Problem> {
@@ -201,9 +203,11 @@ pub(super) async fn act(
     shared.engine.serving(Some(&model))?;
     let body = read(&shared, &headers, body).await?;
     let name = verb;
-    let (verb, mut ask) = parse(&shared, &name, &body)?;
-    ask.key = key(&headers, &model, &name, &body)?;
-    check(&mut ask)?;
+    let (verb, ask) = parse(&shared, &name, &body)?;
+    let approves = if let Verb::Approve(role) = &verb { Some(role.as_str()) } else { None };
+    who.may_move(&shared, &name, approves)?;
+    let key = key(&headers, [&model, &name], &body, &who)?;
+    let ask = asked(ask, key, &who)?;
     let engine = shared.engine.clone();
     let is_long = matches!(verb, Verb::Stage { .. });
     let work = move || -> Result<_, crate::engine::Error> {
@@ -234,9 +238,28 @@ pub(super) fn wrong(pointer: &str, expected: String) -> Problem {
     Problem::invalid(vec![Violation::new(pointer, violation::Code::OutOfRange, expected)])
 }
 
-fn parse(shared: &Shared, verb: &str, body: &[u8]) -> Result<(Verb, Ask), Problem> {
-    let ask = |by, why| Ask { by, why, key: None };
-    let plain = |verb: Verb| strict(body).map(|Plain { by, why }| (verb, ask(by, why)));
+/// Who asks, as far as the body says it, and why.
+pub(super) type Said = (Option<String>, String);
+
+/// Who asks is whoever has the credentials. A body that names somebody else is refused, and not put right: on record would stand
+/// what the caller did not mean.
+pub(super) fn asked((by, why): Said, key: Option<(String, String)>, who: &Who) -> Result<Ask, Problem> {
+    let wrong = |code, expected: String| Err(Problem::invalid(vec![Violation::new("/by", code, expected)]));
+    let by = match (who.actor(), by) {
+        (Some(actor), Some(by)) if by.trim() != actor => {
+            return wrong(violation::Code::OutOfRange, format!("\"{actor}\", whose credentials these are, or nothing"));
+        }
+        (Some(actor), _) => actor.to_owned(),
+        (None, Some(by)) => by.trim().to_owned(),
+        (None, None) => return wrong(violation::Code::Missing, "who asks".to_owned()),
+    };
+    let ask = Ask { by, why, key };
+    check(&ask)?;
+    Ok(ask)
+}
+
+fn parse(shared: &Shared, verb: &str, body: &[u8]) -> Result<(Verb, Said), Problem> {
+    let plain = |verb: Verb| strict(body).map(|Plain { by, why }| (verb, (by, why)));
     match verb {
         "stage" => {
             let Stage { by, why, version, allow_breaking, replay_last } = strict(body)?;
@@ -247,11 +270,11 @@ fn parse(shared: &Shared, verb: &str, body: &[u8]) -> Result<(Verb, Ask), Proble
             if !crate::domain::bundle::card::is_identifier(&version) {
                 return Err(wrong("/version", "the version of a bundle".to_owned()));
             }
-            Ok((Verb::Stage { version, allow_breaking, replay: replay_last }, ask(by, why)))
+            Ok((Verb::Stage { version, allow_breaking, replay: replay_last }, (by, why)))
         }
         "promote" => {
             let Promote { by, why, force } = strict(body)?;
-            Ok((Verb::Promote { force }, ask(by, why)))
+            Ok((Verb::Promote { force }, (by, why)))
         }
         "start" => {
             let Start { by, why, mode, steps, limits, promote } = strict(body)?;
@@ -270,18 +293,18 @@ fn parse(shared: &Shared, verb: &str, body: &[u8]) -> Result<(Verb, Ask), Proble
                 .map(|(place, expected)| Violation::new(place, violation::Code::OutOfRange, expected))
                 .collect();
             if violations.is_empty() {
-                Ok((Verb::Start(Box::new(plan)), ask(by, why)))
+                Ok((Verb::Start(Box::new(plan)), (by, why)))
             } else {
                 Err(Problem::invalid(violations))
             }
         }
         "approve" => {
             let Approve { by, why, role } = strict(body)?;
-            Ok((Verb::Approve(role), ask(by, why)))
+            Ok((Verb::Approve(role), (by, why)))
         }
         "apply_policy" => {
             let ApplyPolicy { by, why, document } = strict(body)?;
-            Ok((Verb::ApplyPolicy(document), ask(by, why)))
+            Ok((Verb::ApplyPolicy(document), (by, why)))
         }
         "retire" => plain(Verb::Retire),
         "rollback" => plain(Verb::RollBack),
@@ -298,12 +321,10 @@ fn parse(shared: &Shared, verb: &str, body: &[u8]) -> Result<(Verb, Ask), Proble
 }
 
 /// Holds who asks, and why, to what may stand on record and on a terminal.
-pub(super) fn check(ask: &mut Ask) -> Result<(), Problem> {
-    ask.by = ask.by.trim().to_owned();
+fn check(ask: &Ask) -> Result<(), Problem> {
     let mut violations = Vec::new();
     let is_text = |text: &str| !text.chars().any(char::is_control);
-    let is_taken = ask.by.eq_ignore_ascii_case(SERVICE);
-    if !(1..=NAME_MAX).contains(&ask.by.chars().count()) || !is_text(&ask.by) || is_taken {
+    if !is_name(&ask.by) {
         let expected = format!("who asks: 1 to {NAME_MAX} printable characters, and not \"{SERVICE}\"");
         violations.push(Violation::new("/by", violation::Code::OutOfRange, expected));
     }
@@ -317,15 +338,16 @@ pub(super) fn check(ask: &mut Ask) -> Result<(), Problem> {
 /// The key that the caller gave, with the hash of what was asked for.
 pub(super) fn key(
     headers: &HeaderMap,
-    model: &str,
-    verb: &str,
+    [place, verb]: [&str; 2],
     body: &[u8],
+    who: &Who,
 ) -> Result<Option<(String, String)>, Problem> {
     let Some(value) = headers.get("idempotency-key") else { return Ok(None) };
     let key = value.to_str().ok().filter(|key| (1..=NAME_MAX).contains(&key.len()));
     let key = key.ok_or_else(|| wrong("/idempotency-key", format!("1 to {NAME_MAX} ASCII characters")))?;
     let mut hash = Sha256::new();
-    for part in [model.as_bytes(), verb.as_bytes(), body] {
+    // Nobody gets the answer that another one got.
+    for part in [place.as_bytes(), verb.as_bytes(), body].into_iter().chain(who.actor().map(str::as_bytes)) {
         hash.update((part.len() as u64).to_le_bytes());
         hash.update(part);
     }

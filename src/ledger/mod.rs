@@ -28,7 +28,6 @@ use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
-use serde::Serialize;
 
 pub use courier::courier;
 pub use error::Error;
@@ -39,7 +38,7 @@ pub use options::{Options, Promise};
 pub use outcomes::{Fate, OF_DECISION_MAX, RecordedOutcome};
 pub use reader::{Inputs, Page, Recorded, Stretch};
 pub use receipt::Receipt;
-pub use record::{Extra, Kind, Part, Reason};
+pub use record::{Action, Extra, Kind, Part, Reason};
 pub use spending::{Offered, Spending};
 pub use store::Head;
 pub use verify::Verified;
@@ -55,42 +54,6 @@ use writer::{Command, Writer};
 const DATABASE: &str = "ledger.db";
 const KEYS: &str = "ledger.keys";
 const LOCK: &str = "ledger.lock";
-
-/// What a service did, or was told to do, to be recorded with the decisions.
-#[derive(Debug, Serialize)]
-#[serde(tag = "what", rename_all = "snake_case")]
-pub enum Action {
-    /// The service started.
-    Start {
-        /// The version of the program.
-        version: &'static str,
-        /// The digest of the configuration.
-        config_digest: String,
-    },
-    /// The service stopped.
-    Stop,
-    /// A customer was erased.
-    Erase {
-        /// The pseudonyms of the customer, hexadecimal.
-        customers: Vec<String>,
-    },
-    /// The oldest records were removed.
-    Retention {
-        /// The number of the last one removed.
-        through: i64,
-        /// Its link, hexadecimal.
-        link: String,
-    },
-    /// A new master secret writes from now on.
-    RotateKeys {
-        /// Its version.
-        version: u32,
-    },
-    /// The ledger was copied.
-    Backup,
-    /// Somebody moved models between slots, or tried to.
-    Slots(Box<Change>),
-}
 
 /// How the ledger fares.
 #[derive(Debug, Default)]
@@ -239,23 +202,23 @@ impl Ledger {
     /// Destroys the key of a customer: every input recorded so far becomes unreadable. The records stay, and the chain still
     /// verifies. Backups made before still hold the key, wrapped: they are to be let go in their time. Whether there was
     /// such a customer.
-    pub fn erase(&self, customer_id: &str) -> Result<bool, Error> {
+    pub fn erase(&self, customer_id: &str, by: Option<&str>) -> Result<bool, Error> {
         let customers = self.keys.load().pseudonyms(customer_id);
-        self.ask(|reply| Command::Erase { customers, reply })
+        self.ask(|reply| Command::Erase { customers, by: by.map(str::to_owned), reply })
     }
 
     /// Adds a new master secret, which writes from now on; customers' keys are wrapped anew in idle time. Its version.
-    pub fn rotate_keys(&self) -> Result<u32, Error> {
-        self.ask(|reply| Command::RotateKeys { reply })
+    pub fn rotate_keys(&self, by: Option<&str>) -> Result<u32, Error> {
+        self.ask(|reply| Command::RotateKeys { by: by.map(str::to_owned), reply })
     }
 
     /// Copies the database, as of now, into a new file at `path`, while the service goes on. The key file is not copied.
-    pub fn backup(&self, path: &Path) -> Result<(), Error> {
+    pub fn backup(&self, path: &Path, by: Option<&str>) -> Result<(), Error> {
         if path.exists() {
             let source = std::io::ErrorKind::AlreadyExists.into();
             return Err(Error::File { path: path.to_owned(), source });
         }
-        self.act(Action::Backup)?;
+        self.act(Action::Backup { by: by.map(str::to_owned) })?;
         self.readers.with(|database| {
             database.execute("VACUUM INTO ?1", [path.to_string_lossy()])?;
             Ok(())

@@ -7,6 +7,7 @@ use hmac::Mac;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::journal::Change;
 use super::keys::{Keys, Link, Pseudonym};
 use super::outcomes::OutcomeDraft;
 use crate::domain::decision::{Decision, ModelId};
@@ -37,6 +38,52 @@ impl Kind {
             Kind::Action => "action",
         }
     }
+}
+
+/// What a service did, or was told to do, to be recorded with the decisions.
+#[derive(Debug, Serialize)]
+#[serde(tag = "what", rename_all = "snake_case")]
+pub enum Action {
+    /// The service started.
+    Start {
+        /// The version of the program.
+        version: &'static str,
+        /// The digest of the configuration.
+        config_digest: String,
+    },
+    /// The service stopped.
+    Stop,
+    /// A customer was erased.
+    Erase {
+        /// The pseudonyms of the customer, hexadecimal.
+        customers: Vec<String>,
+        /// Who asked for it, where that is certain.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        by: Option<String>,
+    },
+    /// The oldest records were removed.
+    Retention {
+        /// The number of the last one removed.
+        through: i64,
+        /// Its link, hexadecimal.
+        link: String,
+    },
+    /// A new master secret writes from now on.
+    RotateKeys {
+        /// Its version.
+        version: u32,
+        /// Who asked for it, where that is certain.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        by: Option<String>,
+    },
+    /// The ledger was copied.
+    Backup {
+        /// Who asked for it, where that is certain.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        by: Option<String>,
+    },
+    /// Somebody moved models between slots, or tried to.
+    Slots(Box<Change>),
 }
 
 /// Something to be recorded. Made on the thread of a request, so it only holds what is there already.

@@ -36,8 +36,8 @@ const RETRY: Duration = Duration::from_millis(100);
 pub(super) enum Command {
     Append { drafts: Vec<Draft>, reply: Option<Reply> },
     Act { action: Action, reply: SyncSender<Result<(), Error>> },
-    Erase { customers: Vec<Pseudonym>, reply: SyncSender<Result<bool, Error>> },
-    RotateKeys { reply: SyncSender<Result<u32, Error>> },
+    Erase { customers: Vec<Pseudonym>, by: Option<String>, reply: SyncSender<Result<bool, Error>> },
+    RotateKeys { by: Option<String>, reply: SyncSender<Result<u32, Error>> },
     Change(Box<Waiting>),
     Close,
 }
@@ -111,8 +111,8 @@ impl Writer {
             }
             match next {
                 Some(Command::Act { action, reply }) => drop(reply.send(self.act(&action))),
-                Some(Command::Erase { customers, reply }) => drop(reply.send(self.erase(&customers))),
-                Some(Command::RotateKeys { reply }) => drop(reply.send(self.rotate_keys())),
+                Some(Command::Erase { customers, by, reply }) => drop(reply.send(self.erase(&customers, by))),
+                Some(Command::RotateKeys { by, reply }) => drop(reply.send(self.rotate_keys(by))),
                 Some(Command::Change(waiting)) => self.take(&waiting),
                 Some(Command::Close) => {
                     // So that the database file is whole by itself, for who copies it.
@@ -210,11 +210,10 @@ impl Writer {
         self.commit(&[(vec![draft], None)])
     }
 
-    fn erase(&mut self, customers: &[Pseudonym]) -> Result<bool, Error> {
+    fn erase(&mut self, customers: &[Pseudonym], by: Option<String>) -> Result<bool, Error> {
         let now_ms = self.desk.now_ms();
-        let draft = self
-            .desk
-            .action_draft(&Action::Erase { customers: customers.iter().map(|customer| hex(customer)).collect() });
+        let pseudonyms = customers.iter().map(|customer| hex(customer)).collect();
+        let draft = self.desk.action_draft(&Action::Erase { customers: pseudonyms, by });
         let erased = self.transact(|desk, transaction| {
             let mut erased = 0;
             for customer in customers {
@@ -236,12 +235,12 @@ impl Writer {
         Ok(erased)
     }
 
-    fn rotate_keys(&mut self) -> Result<u32, Error> {
+    fn rotate_keys(&mut self, by: Option<String>) -> Result<u32, Error> {
         let path = self.desk.options.dir.join(super::KEYS);
         let mut keys = Keys::open(&path, false)?;
         let version = keys.rotate()?;
         self.desk.keys.store(Arc::new(keys));
-        self.act(&Action::RotateKeys { version })?;
+        self.act(&Action::RotateKeys { version, by })?;
         Ok(version)
     }
 }

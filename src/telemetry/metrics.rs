@@ -17,6 +17,7 @@ const REQUESTS: &str = "mainstay_http_requests_total";
 const IN_FLIGHT: &str = "mainstay_http_requests_in_flight";
 const CONNECTIONS: &str = "mainstay_http_connections";
 const PROBLEMS: &str = "mainstay_problems_total";
+const REFUSED: &str = "mainstay_access_refused_total";
 const PANICS: &str = "mainstay_panics_total";
 const STAGE_DURATION: &str = "mainstay_stage_duration_seconds";
 const DECISIONS: &str = "mainstay_decisions_total";
@@ -109,7 +110,7 @@ impl Stage {
 }
 
 /// The statuses that the service answers with; any other is counted under its class.
-const STATUSES: [u16; 17] = [200, 303, 400, 403, 404, 405, 406, 408, 409, 413, 415, 422, 429, 500, 503, 504, 0];
+const STATUSES: [u16; 18] = [200, 303, 400, 401, 403, 404, 405, 406, 408, 409, 413, 415, 422, 429, 500, 503, 504, 0];
 
 /// The metrics of one running service. It owns its recorder: two services in one process do not mix.
 pub struct Metrics {
@@ -176,6 +177,7 @@ impl Metrics {
             describe_gauge!(IN_FLIGHT, "Requests that are being answered");
             describe_gauge!(CONNECTIONS, "Open connections of the data plane");
             describe_counter!(PROBLEMS, "Problems answered, by code; each bad row of a batch counts");
+            describe_counter!(REFUSED, "Requests that were not admitted, by reason");
             describe_counter!(PANICS, "Requests that ended in a panic");
             describe_histogram!(STAGE_DURATION, Unit::Seconds, "Time of one stage of a single decision");
             describe_counter!(DECISIONS, "Decisions, by model, version and tier");
@@ -253,6 +255,11 @@ impl Metrics {
     pub fn problem(&self, code: &'static str) {
         // Problems are rare enough for the registry's own look-up.
         self.register(|| counter!(PROBLEMS, "code" => code)).increment(1);
+    }
+
+    /// A request was not admitted, for a `reason`, one of a closed set.
+    pub fn refused(&self, reason: &'static str) {
+        self.register(|| counter!(REFUSED, "reason" => reason)).increment(1);
     }
 
     /// The counter of decisions of one model by one tier. Both come from documents that an operator put there.

@@ -1,6 +1,7 @@
 //! Integration tests: the real server with the real bundles on port 0, spoken to over TCP. One binary, so that ONNX Runtime
 //! is loaded once.
 
+mod access;
 mod allocation;
 mod batch;
 mod bundle;

@@ -158,7 +158,7 @@ impl Answer {
     }
 }
 
-async fn send(method: Method, url: String, headers: &[(&str, &str)], body: Vec<u8>) -> Answer {
+pub(crate) async fn send(method: Method, url: String, headers: &[(&str, &str)], body: Vec<u8>) -> Answer {
     let client = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build().expect("a client");
     let request =
         headers.iter().fold(client.request(method, url), |request, (name, value)| request.header(*name, *value));

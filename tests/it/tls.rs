@@ -10,6 +10,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use mainstay::access::Editor;
+use mainstay::domain::access::Scope;
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair, date_time_ymd,
 };
@@ -423,7 +425,13 @@ async fn a_stop_lets_encrypted_requests_end() {
 fn the_command_line_speaks_tls_to_both_planes() {
     let (authority, other) = (Authority::new(), Authority::new());
     authority.sign("operator", 2040);
-    let settings = [authority.settings("http"), authority.asking("admin", "required")];
+    // With an API key beside the certificate, where both are asked for.
+    let (keys, key_file) = (authority.path("keys.json"), authority.path("key"));
+    let made =
+        Editor::open(&keys).and_then(|mut keys| keys.add(("ann".to_owned(), vec![Scope::Read], vec![]), None, None));
+    std::fs::write(&key_file, made.expect("a key").1).expect("written");
+    let access = ["access.required=true".to_owned(), format!("access.keys_file={}", keys.display())];
+    let settings = [authority.settings("http"), authority.asking("admin", "required"), access.to_vec()];
     let service = start(&settings);
     let run = |arguments: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_mainstay"));
@@ -452,8 +460,11 @@ fn the_command_line_speaks_tls_to_both_planes() {
     ]);
     assert!(code == Some(69) && text.contains("no answer from"), "{text}");
 
-    let (code, text) = run(&[["slots", "--ca", &ca].as_slice(), &shown].concat());
+    let with_certificate = [["slots", "--ca", &ca].as_slice(), &shown].concat();
+    let (code, text) = run(&[with_certificate.as_slice(), &["--key-file", &key_file.display().to_string()]].concat());
     assert!(code == Some(0) && text.contains("telco-churn"), "{text}");
+    let (code, text) = run(&with_certificate);
+    assert!(code == Some(1) && text.contains("Who calls is not known"), "{text}");
     assert_eq!(run(&["slots", "--ca", &ca]).0, Some(69), "without a client certificate");
     assert_eq!(run(&["slots"]).0, Some(69), "without TLS");
 }
