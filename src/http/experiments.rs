@@ -12,7 +12,7 @@ use utoipa::IntoParams;
 
 use super::access::Who;
 use super::ask_experiments::{Asked, Changing, Creating};
-use super::problem::{self, Code, Problem};
+use super::problem::{Code, Problem};
 use super::slots::{Plain, asked, key};
 use super::wire_experiments::{Done, Experiment, Experiments};
 use super::wire_problem;

@@ -7,7 +7,7 @@ use axum::extract::{Query, State};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use super::problem::{self, Problem};
+use super::problem::Problem;
 use super::wire_groups::FairnessAnswer;
 use super::wire_insight::{DriftAnswer, KpisAnswer, QualityAnswer};
 use super::wire_problem;

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use utoipa::ToSchema;
 
-use super::problem::{self, Problem};
+use super::problem::Problem;
 use super::slots::{read, strict, wrong};
 use super::wire_problem;
 use super::wire_simulation::Simulated;

@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use utoipa::{IntoParams, ToSchema};
 
 use super::access::Who;
-use super::problem::{self, Code, Problem};
+use super::problem::{Code, Problem};
 use super::wire_problem;
 use super::wire_slots::{Done, History, Slots, SlotsList};
 use super::{Shared, blocking, extract, long};
