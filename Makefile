@@ -81,6 +81,10 @@ show-swap: runtime ## The evidence of slots and rollouts: swaps under load, faul
 show-decide: runtime ## The evidence of decisions: laws, knapsack, golden SHAP, the README's example, cost of reasons; ARGS="--only STEP"
 	$(PYTHON) scripts/show_decide.py --data $(DATA) $(ARGS)
 
+.PHONY: show-effect
+show-effect: runtime ## The evidence of what came of it: 100 simulated months, drift, alerts by a real Prometheus; ARGS="--only STEP"
+	$(PYTHON) scripts/show_effect.py $(ARGS)
+
 .PHONY: show-tls
 show-tls: runtime ## The evidence of TLS: a scan by sslyze, and certificates changed under load
 	$(PYTHON) scripts/access_tls.py $(ARGS)
