@@ -48,7 +48,7 @@ DASHBOARDS = {
         ("Drift: what is to be made of it", "timeseries", "none", [(f"mainstay_drift_level{{{MODEL}}} > 1", "{{version}} {{feature}}")], "2 warn, 3 alarm; what is ok, or too few to tell, is not shown."),
         ("AUC", "timeseries", "none", [(f'mainstay_quality{{{MODEL},metric="auc"}}', "{{version}} {{bound}}")], "With the ends of its interval."),
         ("Precision at the top 20 %", "timeseries", "percentunit", [(f'mainstay_quality{{{MODEL},metric="precision_at_20"}}', "{{version}} {{bound}}")], "With the ends of its interval."),
-        ("Calibration error", "timeseries", "none", [(f'mainstay_quality{{{MODEL},metric="calibration_error",bound="value"}}', "{{version}}")], ""),
+        ("Slope of the calibration", "timeseries", "none", [(f'mainstay_quality{{{MODEL},metric="calibration_slope"}}', "{{version}} {{bound}}")], "1 at best; under it scores are too extreme."),
         ("Stale features", "timeseries", "percentunit", [(f"mainstay_features_stale_share{{{MODEL}}}", "{{model}} {{version}}")], "Share of requests with features over a day old, of those that say."),
         ("Time of one row at the probe", "timeseries", "s", [(f"mainstay_model_probe_row_seconds{{{MODEL}}}", "{{version}} p{{percentile}}")], ""),
     ]),
