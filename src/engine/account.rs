@@ -156,8 +156,9 @@ impl Account {
         let ms = budget.period.around(now_ms);
         let (spent, price) = match ledger {
             Some(ledger) => spent(ledger, name, policy.currency(), ms.start as i64..i64::MAX)?,
-            None => (Money::ZERO, 0.0),
+            None => (Some(Money::ZERO), 0.0),
         };
+        let spent = spent.unwrap_or(budget.amount);
         Ok(Some(Self::new(policy, budget, Arc::new(ArcSwap::from_pointee(Span::new(ms, spent))), price)))
     }
 
@@ -169,6 +170,7 @@ impl Account {
         let Some(budget) = policy.budget() else { return Ok(None) };
         let ms = budget.period.around(at_ms);
         let (spent, price) = spent(ledger, name, policy.currency(), ms.start as i64..at_ms as i64)?;
+        let spent = spent.unwrap_or(budget.amount);
         Ok(Some(Self::new(policy, budget, Arc::new(ArcSwap::from_pointee(Span::new(ms, spent))), price)))
     }
 
@@ -291,11 +293,17 @@ impl Account {
     }
 }
 
-/// What the decisions of `name` in `span_ms` cost in `currency`, by the policies that made them, and the shadow price of the last.
-fn spent(ledger: &Ledger, name: &str, currency: &str, span_ms: Range<i64>) -> Result<(Money, f64), Error> {
+/// What the decisions of `name` in `span_ms` cost in `currency`, by the policies that made them, where that can still be known, and the shadow
+/// price of the last.
+fn spent(ledger: &Ledger, name: &str, currency: &str, span_ms: Range<i64>) -> Result<(Option<Money>, f64), Error> {
     let spending = ledger.spending(name, span_ms)?;
     if !spending.is_whole {
-        tracing::warn!(model = name, "decisions of this period have been removed: what they cost is not counted");
+        // Never more than there is: of what cannot be counted it is taken that it was all.
+        tracing::error!(
+            model = name,
+            "decisions of this period have been removed by retention, and with them what they cost: nothing more is spent in it"
+        );
+        return Ok((None, 0.0));
     }
     let mut micros = 0_i64;
     for group in &spending.groups {
@@ -309,7 +317,7 @@ fn spent(ledger: &Ledger, name: &str, currency: &str, span_ms: Range<i64>) -> Re
         micros = micros.saturating_add(cost.saturating_mul(group.count));
     }
     let price = spending.shadow_price.filter(|price| (0.0..=1e12).contains(price));
-    Ok((Money::from_micros(micros), price.unwrap_or(0.0)))
+    Ok((Some(Money::from_micros(micros)), price.unwrap_or(0.0)))
 }
 
 #[cfg(test)]

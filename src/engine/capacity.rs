@@ -1,4 +1,4 @@
-//! How many customers can still have an intervention in this day, week or month: a place is taken before it is offered, and given back when
+//! How often an intervention can still be offered in this day, week or month, whoever it is offered to: a place is taken before it is offered, and given back when
 //! the offer could not be recorded. The ledger is the one home of how many had it, as it is of what was spent (`account`).
 
 use std::ops::Range;
@@ -11,7 +11,7 @@ use super::Error;
 use crate::domain::policy::{Capacity, Period, Policy};
 use crate::ledger::Ledger;
 
-/// The capacities of a policy: never more customers than they allow, whoever asks at the same time.
+/// The capacities of a policy: never more offers than they allow, whoever asks at the same time.
 #[derive(Debug)]
 pub(super) struct Capacities {
     /// By the places of the interventions.
@@ -71,7 +71,7 @@ pub struct Occupancy {
     pub capacity: Capacity,
     /// The period, as milliseconds since 1970, its end excluded.
     pub period_ms: Range<u64>,
-    /// How many have it.
+    /// How often it was offered.
     pub taken: u32,
 }
 
@@ -90,7 +90,7 @@ impl Capacities {
         if !policy.has_capacities() {
             return Ok(None);
         }
-        let mut counted: Vec<(Period, Vec<(String, i64)>)> = Vec::new();
+        let mut counted: Vec<(Period, Offered)> = Vec::new();
         let mut places = Vec::with_capacity(policy.interventions().len());
         for intervention in policy.interventions() {
             let Some(capacity) = intervention.capacity else {
@@ -106,8 +106,15 @@ impl Capacities {
                         let from_ms = capacity.per.around(now_ms).start;
                         counted.push((capacity.per, offered(ledger, name, from_ms)?));
                     }
-                    let offered = counted.iter().filter(|(period, _)| *period == capacity.per).flat_map(|(_, all)| all);
-                    let taken: i64 = offered.filter(|(known, _)| *known == action).map(|(_, count)| count).sum();
+                    let offered = counted.iter().find(|(period, _)| *period == capacity.per).map(|(_, all)| all);
+                    let taken = match offered {
+                        // Of what cannot be counted it is taken that it was all.
+                        Some(None) => i64::from(capacity.count),
+                        all => {
+                            let all = all.into_iter().flatten().flatten();
+                            all.filter(|(known, _)| *known == action).map(|(_, count)| count).sum()
+                        }
+                    };
                     let taken = u32::try_from(taken).unwrap_or(u32::MAX);
                     Arc::new(ArcSwap::from_pointee(Span::new(capacity.per.around(now_ms), taken)))
                 }
@@ -177,16 +184,20 @@ impl Places {
     }
 }
 
-/// How often each action was offered by `name` since `from_ms`, whatever policy did it.
-fn offered(ledger: &Ledger, name: &str, from_ms: u64) -> Result<Vec<(String, i64)>, Error> {
+/// How often each action was offered, where that is known.
+type Offered = Option<Vec<(String, i64)>>;
+
+/// How often each action was offered by `name` since `from_ms`, whatever policy did it; `None` where that cannot be known any more.
+fn offered(ledger: &Ledger, name: &str, from_ms: u64) -> Result<Offered, Error> {
     let spending = ledger.spending(name, from_ms as i64..i64::MAX)?;
     if !spending.is_whole {
-        tracing::warn!(
+        tracing::error!(
             model = name,
-            "decisions of this period have been removed: who had an intervention is not counted"
+            "decisions of this period have been removed by retention, and with them what was offered: no places are left in it"
         );
+        return Ok(None);
     }
-    Ok(spending.groups.into_iter().map(|group| (group.action, group.count)).collect())
+    Ok(Some(spending.groups.into_iter().map(|group| (group.action, group.count)).collect()))
 }
 
 #[cfg(test)]

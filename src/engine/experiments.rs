@@ -156,6 +156,7 @@ impl Engine {
             Some(model) => self.deck(model)?,
             None => self.decks.first().ok_or(Error::Busy)?,
         };
+        self.check_arms(deck, &draft, "create_experiment", ask)?;
         let _naming = self.naming.lock().unwrap_or_else(PoisonError::into_inner);
         let others = self.others(deck);
         let mut held = deck.held();
@@ -194,6 +195,9 @@ impl Engine {
     /// Errors: as [`create_experiment`](Self::create_experiment), and [`Error::UnknownExperiment`].
     pub fn try_experiment(&self, name: &str, trial: Trial, ask: &Ask) -> Result<Moved, Error> {
         self.ledger()?;
+        if let Trial::Change { draft, .. } = &trial {
+            self.check_arms(self.deck_of(name)?, draft, "change_experiment", ask)?;
+        }
         let _naming = self.naming.lock().unwrap_or_else(PoisonError::into_inner);
         let deck = self.deck_of(name)?;
         let others = self.others(deck);
@@ -232,13 +236,26 @@ impl Engine {
         self.publish_experiments(deck, &mut held, next, policies, ask, Moved::new(verb, result))
     }
 
+    /// Holds the policies of arms to what an applied one is held to, where something is refused at all. Before anything is locked.
+    fn check_arms(&self, deck: &Deck, draft: &Draft, verb: &str, ask: &Ask) -> Result<(), Error> {
+        if !self.options.load().compliance_refuse || self.answered(ask)?.is_some() {
+            return Ok(());
+        }
+        // One that cannot be read is told with its place, with all else that is wrong.
+        let mut legal = draft.documents.iter().flatten().filter(|document| shelf::parse_policy(document).is_ok());
+        legal.try_for_each(|document| self.check(deck, document, verb, ask).map(|_| ()))
+    }
+
     /// Starts and ends what is due. One experiment at a look: the next one follows a quarter of a second later.
     pub(super) fn run_due(&self, deck: &Deck, held: &mut Held) {
         // What is owed to the journal stands before this.
         if held.experiments.all().is_empty() || held.owed.is_some() {
             return;
         }
-        let Some(due) = held.experiments.due(self.now_ms(), promoted_ms(&held.slots)) else { return };
+        let Some(due) = held.experiments.due(self.now_ms(), promoted_ms(&held.slots)) else {
+            held.due_told = false;
+            return;
+        };
         let ask = Ask { by: SERVICE.to_owned(), why: due.why.to_owned(), key: None };
         let (next, result) = match due.verb {
             "start" => (held.experiments.start(&due.name, self.stamp(&ask)), "runs"),
@@ -247,7 +264,10 @@ impl Engine {
         let Ok(next) = next else { return };
         let moved = Moved::new(due.verb, format!("{} {result}", due.name));
         let done = self.publish_experiments(deck, held, next, ArmPolicies::new(), &ask, moved);
-        if let Err(error) = done {
+        // Tried again at every look, told once.
+        if let Err(error) = done
+            && !std::mem::replace(&mut held.due_told, true)
+        {
             tracing::warn!(model = deck.name, experiment = due.name, cause = %error, "it could not be moved");
         }
     }

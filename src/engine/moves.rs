@@ -208,7 +208,9 @@ impl Engine {
         }
         // Before anything is locked: it reads decisions.
         let compliance = match &verb {
-            Verb::ApplyPolicy(document) if self.answered(ask)?.is_none() => self.check(deck, document, ask)?,
+            Verb::ApplyPolicy(document) if self.answered(ask)?.is_none() => {
+                self.check(deck, document, "apply_policy", ask)?
+            }
             _ => None,
         };
         let mut held = deck.held();

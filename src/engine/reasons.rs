@@ -13,6 +13,7 @@ use super::serving::{Candidate, Serving};
 use super::shadow::Row;
 use super::{Engine, Error};
 use crate::domain::decision::{Arm, Decision};
+use crate::domain::policy::Policy;
 use crate::domain::policy::condition::Known;
 use crate::domain::reason::counterfactual::{FEATURES_MAX, Proposal, Verdict};
 use crate::domain::record::Record;
@@ -29,7 +30,9 @@ impl Engine {
         if serving.explains_quickly() {
             return false;
         }
-        record.reasons > 0 || (serving.policy.explains() && tier_explains(serving, record, addressed))
+        // Which policy decides on whom is not asked twice: where that of an arm wants reasons, everybody is sent there.
+        let is_wanted = record.reasons > 0 || serving.arms_explain();
+        is_wanted || (serving.policy.explains() && tier_explains(serving, record, addressed))
     }
 }
 
@@ -61,9 +64,10 @@ fn tier_of(serving: &Serving, candidate: &Candidate, record: &Record, values: &[
 /// Adds what is wanted: reasons, by the caller or by the tier, the more of the two; and counterfactuals.
 pub(super) fn explain(serving: &Serving, record: &Record, row: &[f32], decision: &mut Decision) -> Result<(), Error> {
     if record.counterfactuals > 0 {
-        let candidate = serving.candidate(decision.arm);
+        let candidate = serving.decider(decision);
+        let policy = &*decision.policy;
         let mut trial = record.clone();
-        let judge = |proposals: &[Proposal]| judge(serving, candidate, &mut trial, proposals);
+        let judge = |proposals: &[Proposal]| judge(serving, (candidate, policy), &mut trial, proposals);
         let levers = candidate.model.levers();
         let found = levers.search(&record.features, decision.tier, record.counterfactuals, judge)?;
         decision.counterfactuals = Some(found.into());
@@ -78,14 +82,17 @@ pub(super) fn explain(serving: &Serving, record: &Record, row: &[f32], decision:
     Ok(())
 }
 
-/// What becomes of the customer in `trial` with each of `proposals` made: scored as real batches, a lone one as a row by itself.
+/// What becomes of the customer in `trial` with each of `proposals` made, by the candidate and the policy that decided: scored as real
+/// batches, a lone one as a row by itself.
 fn judge(
     serving: &Serving,
-    candidate: &Candidate,
+    (candidate, policy): (&Candidate, &Policy),
     trial: &mut Record,
     proposals: &[Proposal],
 ) -> Result<Vec<Option<Verdict>>, Error> {
-    let (model, policy) = (&candidate.model, &serving.policy);
+    let model = &candidate.model;
+    // The champion's dictionary stands in where the model's own cannot be read, as in the decision; the policy of an arm has none.
+    let stand_in = std::ptr::eq(policy, &*serving.policy).then_some(&serving.champion.binding);
     let columns = model.schema().columns();
     let mut verdicts = Vec::with_capacity(proposals.len());
     for chunk in proposals.chunks(BATCH_ROWS) {
@@ -96,9 +103,8 @@ fn judge(
             let before: SmallVec<[_; FEATURES_MAX]> =
                 proposal.iter().map(|change| change.make(&mut trial.features)).collect();
             let is_legal = model.schema().vectorize(&trial.features, row).is_ok();
-            let values = candidate.binding.read(trial).or_else(|_| serving.champion.binding.read(trial));
-            let segment = values.map(|values| policy.segment_of(&values));
-            segments.push(segment.ok().filter(|_| is_legal));
+            let values = candidate.binding.read(trial).ok().or_else(|| stand_in?.read(trial).ok());
+            segments.push(values.map(|values| policy.segment_of(&values)).filter(|_| is_legal));
             before.into_iter().for_each(|(place, value)| trial.features[place].1 = value);
         }
         let scores = match chunk.len() {

@@ -42,6 +42,8 @@ pub(super) struct Held {
     pub(super) experiments: Registry,
     /// Of the experiments that have not ended.
     pub(super) arm_policies: ArmPolicies,
+    /// It was told that what is due of them could not be done.
+    pub(super) due_told: bool,
     /// Of the interventions of the policy, where some have a bound.
     pub(super) capacities: Option<Arc<Capacities>>,
     pub(super) watches: Option<Arc<Watches>>,
@@ -85,6 +87,7 @@ impl Held {
             account: None,
             experiments: Registry::default(),
             arm_policies: ArmPolicies::new(),
+            due_told: false,
             capacities: None,
             watches: None,
             evidence,

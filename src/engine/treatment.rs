@@ -138,13 +138,23 @@ impl Serving {
         Ok(place.map(|place| (intervention, place)))
     }
 
+    /// The model that gave the score of `decision`, bound to the policy that decided: the one in force, or that of an arm.
+    pub(super) fn decider(&self, decision: &Decision) -> &Candidate {
+        let own = || {
+            let running = self.experiments.as_deref().filter(|_| !Arc::ptr_eq(&decision.policy, &self.policy))?;
+            let at = running.layers.policies().iter().position(|policy| Arc::ptr_eq(policy, &decision.policy))?;
+            running.candidate(at, decision.arm)
+        };
+        own().unwrap_or_else(|| self.candidate(decision.arm))
+    }
+
+    /// Whether the policy of an arm wants reasons of a tier.
+    pub(super) fn arms_explain(&self) -> bool {
+        self.experiments.iter().flat_map(|running| running.layers.policies()).any(|policy| policy.explains())
+    }
+
     /// Counts a decision that is with the ledger.
     pub(super) fn count(&self, decision: &Decision) {
-        let policies = self.experiments.iter().flat_map(|running| running.layers.policies().iter().enumerate());
-        let own = policies.filter(|(_, policy)| Arc::ptr_eq(policy, &decision.policy)).find_map(|(at, _)| {
-            let candidate = self.experiments.as_ref()?.candidate(at, decision.arm)?;
-            (!Arc::ptr_eq(&decision.policy, &self.policy)).then_some(candidate)
-        });
-        own.unwrap_or_else(|| self.candidate(decision.arm)).count(decision.tier);
+        self.decider(decision).count(decision.tier);
     }
 }

@@ -107,7 +107,7 @@ pub(super) struct Capacity {
     /// When the next one begins.
     #[schema(value_type = String, format = DateTime)]
     to: String,
-    /// How many have it in this one.
+    /// How often it was offered in this one.
     taken: u32,
 }
 

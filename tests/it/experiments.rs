@@ -392,3 +392,39 @@ async fn everything_wrong_with_an_experiment_is_told_by_its_place() {
     let listed = service.get_admin("/v1/experiments").await.json();
     insta::assert_json_snapshot!(listed, {".**.at" => "[time]", ".**.from" => "[time]"});
 }
+
+#[tokio::test]
+async fn counterfactuals_are_those_of_the_policy_that_decides() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let service = Service::start_in(directory.path(), &[]);
+    // Two tiers, where the policy in force has three.
+    let own = r#"
+name = "two-bands"
+description = ""
+currency = "USD"
+[[tiers]]
+name = "risky"
+score = "(0.3, 1]"
+intervention = "engagement_email"
+[[tiers]]
+name = "safe"
+score = "[0, 0.3]"
+intervention = "none"
+[interventions.engagement_email]
+description = "An e-mail"
+cost = 0.5
+expected_effectiveness = 0.05
+"#;
+    let arms = json!([{"name": "own", "share": 1.0, "policy": own}]);
+    done(&create(&service, &experiment("two-bands", json!({"arms": arms}))).await);
+    done(&act(&service, "two-bands", "start", json!({})).await);
+    let customer = named("somebody");
+    let decision = service.post("/v1/score?counterfactuals=3", &customer).await;
+    assert_eq!(decision.status, 200, "{}", decision.text);
+    let decision = decision.json();
+    assert_eq!((&decision["tier"], &decision["experiments"][0]["arm"]), (&json!("risky"), &json!("own")));
+    for found in decision["counterfactuals"].as_array().expect("a list") {
+        let score = found["score"].as_f64().expect("a score");
+        assert!(found["tier"] == "safe" && score <= 0.3, "{found}");
+    }
+}

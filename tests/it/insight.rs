@@ -235,7 +235,7 @@ async fn figures_are_those_that_can_be_counted_by_hand() {
     for one in groups {
         let name = one["group"].as_str().expect("a name");
         near(&one["selection_rate"], rate(name));
-        assert_eq!((&one["customers"], &one["is_reference"]), (&json!(of(name).len()), &json!(name == reference)));
+        assert_eq!((&one["customers"], &one["reference"]), (&json!(of(name).len()), &json!(name == reference)));
         if name != reference {
             near(&one["parity"]["value"], rate(name) / rate(reference));
             assert!(["pass", "unresolved"].contains(&one["verdict"].as_str().expect("a verdict")), "{one}");

@@ -172,6 +172,13 @@ impl Experiment {
                                         who is held out is said by that one and by the experiment";
                             wrong("policy", text.to_owned());
                         }
+                        for own in policy.interventions().iter().filter(|own| own.capacity.is_some()) {
+                            let same = in_force.interventions().iter().find(|known| known.action == own.action);
+                            if same.map(|known| known.capacity) != Some(own.capacity) {
+                                let text = "expected no capacity, or that which the policy in force has: places are counted for all together";
+                                wrong("policy", format!("interventions.{}.capacity: {text}", own.action));
+                            }
+                        }
                         if policy.currency() != in_force.currency() {
                             wrong("policy", format!("expected the currency in force, {}", in_force.currency()));
                         }

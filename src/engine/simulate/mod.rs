@@ -102,10 +102,16 @@ impl Engine {
         Ok(run.end())
     }
 
-    /// The compliance of a policy that is to be applied, on recent decisions.
+    /// The compliance of a policy that is to be put into force by `verb`, on recent decisions.
     ///
     /// Errors: [`Error::Refused`] where the configuration refuses what surely fails.
-    pub(super) fn check(&self, deck: &Deck, document: &str, ask: &Ask) -> Result<Option<Compliance>, Error> {
+    pub(super) fn check(
+        &self,
+        deck: &Deck,
+        document: &str,
+        verb: &str,
+        ask: &Ask,
+    ) -> Result<Option<Compliance>, Error> {
         let options = self.options.load();
         let found = match self.compliance(&deck.name, document, options.compliance_last) {
             // What cannot be checked only stands in the way where it must be.
@@ -119,7 +125,7 @@ impl Engine {
         match failures.filter(|failures| !failures.is_empty()) {
             None => Ok(found),
             Some(failures) => {
-                self.note_refusal(deck, "apply_policy", "the policy", &failures, ask);
+                self.note_refusal(deck, verb, "the policy", &failures, ask);
                 Err(Error::Refused(failures))
             }
         }
