@@ -11,7 +11,7 @@ use crate::domain::decision::{Arm, Decision};
 use crate::domain::policy::Policy;
 use crate::domain::policy::assessment::{Assessment, Choice, Offer, Refused};
 use crate::domain::policy::condition::Known;
-use crate::domain::policy::layers::{self, Case, Chance, Decided, Layers, Way};
+use crate::domain::policy::layers::{self, Case, Chance, Decided, Layers, Room, Way};
 use crate::domain::record::Record;
 use crate::domain::score::Score;
 use crate::telemetry::Metrics;
@@ -66,7 +66,10 @@ impl Serving {
         let layers = running.map(|running| &*running.layers);
         let account = self.account.as_deref();
         let has_chance = running.is_some() || self.policy.holdout().is_some();
-        let left = account.filter(|_| has_chance).map(|account| account.left(at_ms));
+        let room = Room {
+            left: account.filter(|_| has_chance).map(|account| account.left(at_ms)),
+            full: self.capacities.as_ref().filter(|_| has_chance).map_or_else(Vec::new, |known| known.full(at_ms)),
+        };
         let case = Case { policy: &self.policy, layers, customer_id: &record.customer_id, at_ms, score, values };
         // The policy that decides is the last one that was asked before the choice.
         let decider = Cell::new(&self.policy);
@@ -82,11 +85,8 @@ impl Serving {
             (choice, reserved) = allotted.unwrap_or_else(|| self.choose(assessment, decider.get(), at_ms));
             choice
         };
-        let peek = |assessment: &Assessment, price| {
-            assessment.choose(price, |offer| left.is_none_or(|left| offer.cost <= left))
-        };
         let price = account.map_or(0.0, |account| account.shadow_price());
-        let decided = layers::decide(&case, price, own, choose, peek);
+        let decided = layers::decide(&case, price, own, choose, &room);
         let policy = match (decided.way, layers) {
             (Way::Policy(at), Some(layers)) => &layers.policies()[at],
             _ => &self.policy,
@@ -95,7 +95,7 @@ impl Serving {
             propensity,
             layers: running.map(|running| running.layers.clone()),
             member: decided.member,
-            left,
+            room,
         });
         let policy = policy.clone();
         (decided, policy, chance, reserved)
