@@ -233,8 +233,10 @@ impl<'r> Replay<'r> {
             (Way::Policy(at), Some(layers)) => &layers.policies()[at],
             _ => policy,
         };
+        // Of a batch with a budget no propensity is on record, and none can be told: of those who were held out nothing else shows it.
+        let is_told = before.propensity.is_some() || !(allocated || decided.choice.holdout);
         let chance = decided.propensity.map(|propensity| Chance {
-            propensity,
+            propensity: is_told.then_some(propensity),
             layers: layers.cloned(),
             member: decided.member,
             room,

@@ -75,8 +75,9 @@ pub struct Member {
 /// What chance had to do with a decision: what is to be recorded with it.
 #[derive(Debug, Clone)]
 pub struct Chance {
-    /// How probable it was that this customer is offered this action: see [`decide`].
-    pub propensity: f64,
+    /// How probable it was that this customer is offered this action: see [`decide`]. `None` in a batch with a budget of its own, where
+    /// that hangs on all other rows.
+    pub propensity: Option<f64>,
     /// The experiments that ran.
     pub layers: Option<Arc<Layers>>,
     /// The one that the customer is part of.
