@@ -9,13 +9,12 @@ use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::header::{CONTENT_TYPE, HeaderValue};
 use axum::http::{HeaderMap, Response};
-use bytes::{Buf, BytesMut};
 use futures_util::stream;
-use http_body_util::BodyExt;
 use serde_json::value::RawValue;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::layers::Timing;
+use super::lines::{Lines, STREAM_ROWS, row_too_large};
 use super::problem::{self, Code, Problem};
 use super::trace::REQUEST_ID;
 use super::wire::{self, Scratch};
@@ -27,9 +26,6 @@ use crate::domain::money::Money;
 use crate::domain::record::Record;
 use crate::domain::violation::{self, Violation};
 use crate::engine::{self, Serving};
-
-/// Rows of a stream that are decided on at a time.
-const STREAM_ROWS: usize = 512;
 
 /// Score many customers with the default model
 ///
@@ -253,10 +249,10 @@ impl Job {
     /// The answer to NDJSON: as many whole lines as have come are decided on, written, and only then are more read, so a
     /// reader that is slow slows its own sender and nothing grows.
     fn stream(self, body: Body, permit: OwnedSemaphorePermit) -> Body {
-        let lines = Lines { body, pending: BytesMut::new(), ended: false };
+        let lines = Lines::new(body);
         Body::from_stream(stream::unfold(Some((self, lines, permit)), |state| async move {
             let (job, mut lines, permit) = state?;
-            let next = lines.next(&job).await;
+            let next = lines.next(&job.shared.limits).await;
             match next {
                 Ok(None) => None,
                 Ok(Some(chunk)) => {
@@ -342,54 +338,6 @@ fn may_have_budget(serving: &Serving, media_type: &str) -> Result<(), Problem> {
         return Err(Problem::invalid(vec![Violation::new("/budget", violation::Code::UnknownName, treated)]));
     }
     Ok(())
-}
-
-/// A body as chunks of whole lines.
-struct Lines {
-    body: Body,
-    pending: BytesMut,
-    ended: bool,
-}
-
-impl Lines {
-    /// The next whole lines, at most [`STREAM_ROWS`]; `None` at the end.
-    ///
-    /// Errors: a line that is too long, a body that stalls or breaks off. What came before has been answered.
-    async fn next(&mut self, job: &Job) -> Result<Option<Bytes>, Problem> {
-        let limits = &job.shared.limits;
-        loop {
-            let ends = self.pending.iter().enumerate().filter(|(_, byte)| **byte == b'\n').map(|(at, _)| at + 1);
-            if let Some(end) = ends.take(STREAM_ROWS).last() {
-                return Ok(Some(self.pending.split_to(end).freeze()));
-            }
-            if self.ended {
-                let rest = self.pending.split().freeze();
-                return Ok(rest.has_remaining().then_some(rest));
-            }
-            if self.pending.len() > limits.body_bytes_max {
-                return Err(row_too_large(limits.body_bytes_max));
-            }
-            match tokio::time::timeout(limits.body_timeout(), self.body.frame()).await {
-                Ok(Some(Ok(frame))) => {
-                    if let Some(data) = frame.data_ref() {
-                        self.pending.extend_from_slice(data);
-                    }
-                }
-                Ok(None) => self.ended = true,
-                Ok(Some(Err(_))) => {
-                    return Err(Problem::new(Code::IncompleteBody, "the connection ended before the body did"));
-                }
-                Err(_) => {
-                    let wait_ms = limits.body_timeout().as_millis();
-                    return Err(Problem::new(Code::RequestTimeout, format!("no row came for {wait_ms} ms")));
-                }
-            }
-        }
-    }
-}
-
-fn row_too_large(bytes_max: usize) -> Problem {
-    Problem::new(Code::BodyTooLarge, format!("a row may have {bytes_max} bytes"))
 }
 
 /// Items are plain data: writing them into memory cannot fail.
