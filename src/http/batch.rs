@@ -2,6 +2,7 @@
 //! so that a batch never stands in the way of a single customer.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use axum::body::{Body, Bytes};
@@ -30,7 +31,8 @@ use crate::engine::{self, Serving};
 /// Score many customers with the default model
 ///
 /// Each row is answered in its place: a decision, or its own problem. `application/json` is an array that is answered as a
-/// whole; `application/x-ndjson` is one customer a line, answered line by line while the request still comes in.
+/// whole; `application/x-ndjson` is one customer a line, answered line by line while the request still comes in. At most 100 rows of a
+/// batch or stream may ask for counterfactuals; each other that does is answered with a problem at `/counterfactuals`.
 #[utoipa::path(
     post, path = "/v1/score/batch", tag = "score", operation_id = "score_batch",
     params(extract::AskedOfMany),
@@ -91,7 +93,7 @@ async fn answer(
     let permit = shared.long_work()?;
     // The outermost layer made sure that there is one.
     let request_id = headers.get(REQUEST_ID).cloned().unwrap_or_else(|| HeaderValue::from_static("-"));
-    let job = Job { request_id, shared, serving, addressed, wanted };
+    let job = Job { request_id, shared, serving, addressed, wanted, asking: Arc::default() };
     let mut response = if media_type == extract::NDJSON {
         Response::new(job.stream(body, permit))
     } else {
@@ -110,6 +112,10 @@ async fn answer(
     Ok(response)
 }
 
+/// Rows of one batch or stream that may ask for counterfactuals, each of which takes thousands of scores: otherwise one
+/// request could be work for hours.
+const COUNTERFACTUAL_ROWS_MAX: usize = 100;
+
 /// One batch request: a single snapshot of what serves it, for an array whole, for a stream a chunk at a time.
 #[derive(Clone)]
 struct Job {
@@ -119,6 +125,8 @@ struct Job {
     addressed: Option<Arm>,
     /// What the address asks for.
     wanted: extract::Wanted,
+    /// Rows that asked for counterfactuals so far.
+    asking: Arc<AtomicUsize>,
 }
 
 impl Job {
@@ -236,8 +244,16 @@ impl Job {
             return Err(row_too_large(limits.body_bytes_max));
         }
         let value = json::parse(row, limits.depth_max)?;
-        extract::record(value, self.wanted, |record| self.shared.engine.violations(&self.serving, record))
-            .map_err(Problem::invalid)
+        let check = |record: &Record| self.shared.engine.violations(&self.serving, record);
+        let record = extract::record(value, self.wanted, check).map_err(Problem::invalid)?;
+        // Rows are read one after the other: only the count has to be right.
+        if record.counterfactuals > 0 && self.asking.fetch_add(1, Ordering::Relaxed) >= COUNTERFACTUAL_ROWS_MAX {
+            let expected = format!(
+                "at most {COUNTERFACTUAL_ROWS_MAX} rows of a batch or stream that ask for them: send this one without, or alone to /v1/score"
+            );
+            return Err(Problem::invalid(vec![Violation::new("/counterfactuals", violation::Code::TooMany, expected)]));
+        }
+        Ok(record)
     }
 
     fn write_problem(&self, text: &mut Vec<u8>, problem: &Problem) {
