@@ -9,7 +9,7 @@ use crate::domain::money::Money;
 use crate::domain::policy::Policy;
 use crate::domain::policy::assessment::{ALLOCATED, Assessment, FULL, Offer, REFUSED};
 use crate::domain::policy::document;
-use crate::domain::policy::layers::{self, Case, Chance, Layers, Layout, Way};
+use crate::domain::policy::layers::{self, Case, Chance, Layers, Layout, Room, Way};
 use crate::http;
 use crate::ledger::{Extra, Inputs, Kept, Reading, Reason, Recorded};
 use crate::model::{LoadOptions, Model, Runtime};
@@ -184,9 +184,10 @@ impl<'r> Replay<'r> {
         let values = binding.read(&record).map_err(|_| "its context breaks the policy".to_owned())?;
         // What there was no money for then is among the rules on record: the same offers are refused, whatever the choice was. Where one
         // of them would not have come up, or one comes up that did, the rules differ. What would have been chosen in another group
-        // is asked with what was left.
+        // is asked with the room that there was.
         let before = &recorded.extra;
         let left = before.budget_left_micros.map(Money::from_micros);
+        let room = Room { left, full: before.full.clone().unwrap_or_default() };
         let price = before.shadow_price.unwrap_or(0.0);
         let layers = experiments.as_ref().map(|(_, layers)| layers);
         let own = |at: usize| {
@@ -219,9 +220,6 @@ impl<'r> Replay<'r> {
             }
             choice
         };
-        let peek = |assessment: &Assessment, price| {
-            assessment.choose(price, |offer| left.is_none_or(|left| offer.cost <= left))
-        };
         let case = Case {
             policy,
             layers: layers.map(|layers| &**layers),
@@ -230,16 +228,18 @@ impl<'r> Replay<'r> {
             score,
             values: &values,
         };
-        let decided = layers::decide(&case, price, own, choose, peek);
+        let decided = layers::decide(&case, price, own, choose, &room);
         let policy = match (decided.way, layers) {
             (Way::Policy(at), Some(layers)) => &layers.policies()[at],
             _ => policy,
         };
+        // Of a batch with a budget no propensity is on record, and none can be told: of those who were held out nothing else shows it.
+        let is_told = before.propensity.is_some() || !(allocated || decided.choice.holdout);
         let chance = decided.propensity.map(|propensity| Chance {
-            propensity,
+            propensity: is_told.then_some(propensity),
             layers: layers.cloned(),
             member: decided.member,
-            left,
+            room,
         });
         let (assessment, choice) = (&decided.assessment, &decided.choice);
         let (stake, trace) = (assessment.value_at_stake, &assessment.trace);

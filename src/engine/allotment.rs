@@ -10,6 +10,7 @@ use super::batch::{BATCH_ROWS, Batch, Chunk, Draft};
 use super::capacity::Place;
 use super::decide::{Stages, assess};
 use super::serving::Serving;
+use super::treatment::Choosing;
 use super::{Engine, Error};
 use crate::domain::decision::Arm;
 use crate::domain::money::Money;
@@ -68,13 +69,14 @@ impl Engine {
         for (part, (mut chunk, records)) in chunks.into_iter().zip(records.chunks(BATCH_ROWS)).enumerate() {
             let from = part * BATCH_ROWS;
             let mut batch = Draft::after(std::mem::take(&mut stages));
-            let allotted = |at: usize| {
-                let choice = choices[from + at]?;
-                let place = places.get_mut(&choice.intervention).and_then(Vec::pop);
-                Some((choice, Reserved::with(purse.take(choice.cost), place)))
+            let choosing = |at: usize| {
+                Choosing::Together(choices[from + at].map(|choice| {
+                    let place = places.get_mut(&choice.intervention).and_then(Vec::pop);
+                    (choice, Reserved::with(purse.take(choice.cost), place))
+                }))
             };
             chunk.now_ms = now_ms;
-            self.conclude(serving, records, chunk, addressed, allotted, &mut batch);
+            self.conclude(serving, records, chunk, addressed, choosing, &mut batch);
             let inputs = &inputs[from..from + records.len()];
             parts.push((records.len(), self.record_batch(serving, records, inputs, batch)));
         }

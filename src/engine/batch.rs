@@ -8,9 +8,9 @@ use super::account::Reserved;
 use super::decide::{Scored, Stages, encode};
 use super::reasons::explain;
 use super::serving::{Serving, Who};
+use super::treatment::Choosing;
 use super::{Engine, Error};
 use crate::domain::decision::{Arm, Decision};
-use crate::domain::policy::assessment::Choice;
 use crate::domain::policy::condition::Values;
 use crate::domain::record::Record;
 use crate::domain::score::Score;
@@ -71,7 +71,7 @@ impl Engine {
         let mut batch = Draft::default();
         for chunk in records.chunks(BATCH_ROWS) {
             let scored = self.score_chunk(serving, chunk, addressed, &mut batch.stages);
-            self.conclude(serving, chunk, scored, addressed, |_| None, &mut batch);
+            self.conclude(serving, chunk, scored, addressed, |_| Choosing::Alone, &mut batch);
         }
         self.record_batch(serving, records, inputs, batch)
     }
@@ -155,14 +155,14 @@ impl Engine {
         Chunk { rows, whos, scored, now_ms: self.now_ms() }
     }
 
-    /// Turns scores into decisions. `allotted` gives what was chosen for a row already, by its place.
+    /// Turns scores into decisions. `choosing` says how the choice for a row is made, by its place.
     pub(super) fn conclude(
         &self,
         serving: &Serving,
         records: &[Record],
         chunk: Chunk,
         addressed: Option<Arm>,
-        mut allotted: impl FnMut(usize) -> Option<(Choice, Option<Reserved>)>,
+        mut choosing: impl FnMut(usize) -> Choosing,
         batch: &mut Draft,
     ) {
         let begun = Instant::now();
@@ -173,7 +173,7 @@ impl Engine {
                 self.shade(trial, who, record, row.into());
             }
             batch.decisions.push(scored.and_then(|(scored, values)| {
-                let (mut decision, money) = self.decision(serving, record, &values, &scored, now_ms, allotted(at));
+                let (mut decision, money) = self.decision(serving, record, &values, &scored, now_ms, choosing(at));
                 explain(serving, record, row, &mut decision)?;
                 batch.reserved.extend(money);
                 Ok(decision)

@@ -152,6 +152,15 @@ impl Capacities {
         Ok(Some(Place { span: Some(span) }))
     }
 
+    /// The actions that have no place left at `at_ms`, without taking one.
+    pub(super) fn full(&self, at_ms: u64) -> Vec<String> {
+        let is_full = |places: &&Places| {
+            let span = places.span_at(at_ms);
+            span.is_none_or(|span| span.taken.load(Ordering::Relaxed) >= places.capacity.count)
+        };
+        self.places.iter().flatten().filter(is_full).map(|places| places.action.clone()).collect()
+    }
+
     /// How they stand.
     pub(super) fn occupancies(&self, now_ms: u64) -> Vec<Occupancy> {
         let occupancy = |places: &Places| {
@@ -250,7 +259,9 @@ mod tests {
         let capacities = open(&few, None);
         let take =
             |capacities: &Capacities, at_ms| capacities.take(1, at_ms).map(|place| place.map(Place::keep).is_some());
+        assert_eq!(capacities.full(DAY), Vec::<String>::new());
         assert_eq!([DAY, DAY + 1, DAY + 2].map(|at| take(&capacities, at)), [Ok(true), Ok(true), Err(Full)]);
+        assert_eq!(capacities.full(DAY + 2), [policy(2, "day").interventions()[1].action.clone()]);
         assert_eq!(capacities.take(2, DAY).map(|place| place.is_none()), Ok(true), "no bound, no place");
         let more = open(&policy(3, "day"), Some(&capacities));
         assert_eq!([DAY + 3, DAY + 4].map(|at| take(&more, at)), [Ok(true), Err(Full)]);

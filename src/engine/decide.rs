@@ -12,11 +12,12 @@ use super::account::Reserved;
 use super::reasons::explain;
 use super::serving::{Candidate, Serving, Trial, Who};
 use super::shadow::Row;
+use super::treatment::Choosing;
 use super::{Engine, Error};
 use crate::domain::decision::{Arm, Decision};
 use crate::domain::freshness;
 use crate::domain::id::DecisionId;
-use crate::domain::policy::assessment::{Assessment, Choice};
+use crate::domain::policy::assessment::Assessment;
 use crate::domain::policy::condition::{Known, Values};
 use crate::domain::policy::layers::Decided;
 use crate::domain::record::Record;
@@ -62,7 +63,7 @@ impl Engine {
         let who = serving.who(&record.customer_id, &values);
         let scored = self.score(serving, record, &row, who, addressed)?;
         let inferred = Instant::now();
-        let (mut decision, reserved) = self.decision(serving, record, &values, &scored, self.now_ms(), None);
+        let (mut decision, reserved) = self.decision(serving, record, &values, &scored, self.now_ms(), Choosing::Alone);
         explain(serving, record, &row, &mut decision)?;
         let stages = Stages { encode: encoded - begun, infer: inferred - encoded, policy: inferred.elapsed() };
         let receipt = match &self.ledger {
@@ -146,7 +147,7 @@ impl Engine {
         encode(serving, record, &mut row).err().unwrap_or_default()
     }
 
-    /// What is decided for a score. `allotted` is what was chosen already, with the money for it.
+    /// What is decided for a score.
     pub(super) fn decision(
         &self,
         serving: &Serving,
@@ -154,11 +155,11 @@ impl Engine {
         values: &[Known],
         scored: &Scored,
         decided_at_ms: u64,
-        allotted: Option<(Choice, Option<Reserved>)>,
+        choosing: Choosing,
     ) -> (Decision, Option<Reserved>) {
         let Scored { score, arm } = *scored;
         let candidate = serving.candidate(arm);
-        let treat = |values: &[Known]| serving.treat(record, values, (score, arm), decided_at_ms, allotted);
+        let treat = |values: &[Known]| serving.treat(record, values, (score, arm), decided_at_ms, choosing);
         let (decided, policy, chance, reserved) = match arm {
             Arm::Champion => treat(values),
             // What a missing value means, the dictionary of the model says that answers.

@@ -11,7 +11,7 @@ use crate::domain::decision::{Arm, Decision};
 use crate::domain::policy::Policy;
 use crate::domain::policy::assessment::{Assessment, Choice, Offer, Refused};
 use crate::domain::policy::condition::Known;
-use crate::domain::policy::layers::{self, Case, Chance, Decided, Layers, Way};
+use crate::domain::policy::layers::{self, Case, Chance, Decided, Layers, Room, Way};
 use crate::domain::record::Record;
 use crate::domain::score::Score;
 use crate::telemetry::Metrics;
@@ -51,22 +51,35 @@ impl Running {
     }
 }
 
+/// How the choice for a customer is made.
+pub(super) enum Choosing {
+    /// For this one alone.
+    Alone,
+    /// With those for all rows of a batch, to spend one budget over them: what was chosen, with the money for it; `None` for who takes no
+    /// part, being held out. How probable an action was is known of none of them.
+    Together(Option<(Choice, Option<Reserved>)>),
+}
+
 impl Serving {
     /// What a customer with `score` is offered, given by the model in the role `arm`, with the policy that decided and the money that
-    /// is set aside. `values` is what the policy in force wants to know. `allotted` is what was chosen already, with the money for it.
+    /// is set aside. `values` is what the policy in force wants to know.
     pub(super) fn treat(
         &self,
         record: &Record,
         values: &[Known],
         (score, arm): (Score, Arm),
         at_ms: u64,
-        allotted: Option<(Choice, Option<Reserved>)>,
+        choosing: Choosing,
     ) -> (Decided, Arc<Policy>, Option<Chance>, Option<Reserved>) {
         let running = self.experiments.as_deref();
         let layers = running.map(|running| &*running.layers);
         let account = self.account.as_deref();
-        let has_chance = running.is_some() || self.policy.holdout().is_some();
-        let left = account.filter(|_| has_chance).map(|account| account.left(at_ms));
+        let is_alone = matches!(choosing, Choosing::Alone);
+        let has_chance = is_alone && (running.is_some() || self.policy.holdout().is_some());
+        let room = Room {
+            left: account.filter(|_| has_chance).map(|account| account.left(at_ms)),
+            full: self.capacities.as_ref().filter(|_| has_chance).map_or_else(Vec::new, |known| known.full(at_ms)),
+        };
         let case = Case { policy: &self.policy, layers, customer_id: &record.customer_id, at_ms, score, values };
         // The policy that decides is the last one that was asked before the choice.
         let decider = Cell::new(&self.policy);
@@ -79,23 +92,23 @@ impl Serving {
         let mut reserved = None;
         let choose = |assessment: &Assessment| {
             let choice;
-            (choice, reserved) = allotted.unwrap_or_else(|| self.choose(assessment, decider.get(), at_ms));
+            (choice, reserved) = match choosing {
+                Choosing::Together(Some(chosen)) => chosen,
+                _ => self.choose(assessment, decider.get(), at_ms),
+            };
             choice
         };
-        let peek = |assessment: &Assessment, price| {
-            assessment.choose(price, |offer| left.is_none_or(|left| offer.cost <= left))
-        };
         let price = account.map_or(0.0, |account| account.shadow_price());
-        let decided = layers::decide(&case, price, own, choose, peek);
+        let decided = layers::decide(&case, price, own, choose, &room);
         let policy = match (decided.way, layers) {
             (Way::Policy(at), Some(layers)) => &layers.policies()[at],
             _ => &self.policy,
         };
         let chance = decided.propensity.map(|propensity| Chance {
-            propensity,
+            propensity: is_alone.then_some(propensity),
             layers: running.map(|running| running.layers.clone()),
             member: decided.member,
-            left,
+            room,
         });
         let policy = policy.clone();
         (decided, policy, chance, reserved)

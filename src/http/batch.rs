@@ -2,6 +2,7 @@
 //! so that a batch never stands in the way of a single customer.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use axum::body::{Body, Bytes};
@@ -9,13 +10,12 @@ use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::header::{CONTENT_TYPE, HeaderValue};
 use axum::http::{HeaderMap, Response};
-use bytes::{Buf, BytesMut};
 use futures_util::stream;
-use http_body_util::BodyExt;
 use serde_json::value::RawValue;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::layers::Timing;
+use super::lines::{Lines, STREAM_ROWS, row_too_large};
 use super::problem::{self, Code, Problem};
 use super::trace::REQUEST_ID;
 use super::wire::{self, Scratch};
@@ -28,13 +28,11 @@ use crate::domain::record::Record;
 use crate::domain::violation::{self, Violation};
 use crate::engine::{self, Serving};
 
-/// Rows of a stream that are decided on at a time.
-const STREAM_ROWS: usize = 512;
-
 /// Score many customers with the default model
 ///
 /// Each row is answered in its place: a decision, or its own problem. `application/json` is an array that is answered as a
-/// whole; `application/x-ndjson` is one customer a line, answered line by line while the request still comes in.
+/// whole; `application/x-ndjson` is one customer a line, answered line by line while the request still comes in. At most 100 rows of a
+/// batch or stream may ask for counterfactuals; each other that does is answered with a problem at `/counterfactuals`.
 #[utoipa::path(
     post, path = "/v1/score/batch", tag = "score", operation_id = "score_batch",
     params(extract::AskedOfMany),
@@ -95,7 +93,7 @@ async fn answer(
     let permit = shared.long_work()?;
     // The outermost layer made sure that there is one.
     let request_id = headers.get(REQUEST_ID).cloned().unwrap_or_else(|| HeaderValue::from_static("-"));
-    let job = Job { request_id, shared, serving, addressed, wanted };
+    let job = Job { request_id, shared, serving, addressed, wanted, asking: Arc::default() };
     let mut response = if media_type == extract::NDJSON {
         Response::new(job.stream(body, permit))
     } else {
@@ -114,6 +112,10 @@ async fn answer(
     Ok(response)
 }
 
+/// Rows of one batch or stream that may ask for counterfactuals, each of which takes thousands of scores: otherwise one
+/// request could be work for hours.
+const COUNTERFACTUAL_ROWS_MAX: usize = 100;
+
 /// One batch request: a single snapshot of what serves it, for an array whole, for a stream a chunk at a time.
 #[derive(Clone)]
 struct Job {
@@ -123,6 +125,8 @@ struct Job {
     addressed: Option<Arm>,
     /// What the address asks for.
     wanted: extract::Wanted,
+    /// Rows that asked for counterfactuals so far.
+    asking: Arc<AtomicUsize>,
 }
 
 impl Job {
@@ -240,8 +244,16 @@ impl Job {
             return Err(row_too_large(limits.body_bytes_max));
         }
         let value = json::parse(row, limits.depth_max)?;
-        extract::record(value, self.wanted, |record| self.shared.engine.violations(&self.serving, record))
-            .map_err(Problem::invalid)
+        let check = |record: &Record| self.shared.engine.violations(&self.serving, record);
+        let record = extract::record(value, self.wanted, check).map_err(Problem::invalid)?;
+        // Rows are read one after the other: only the count has to be right.
+        if record.counterfactuals > 0 && self.asking.fetch_add(1, Ordering::Relaxed) >= COUNTERFACTUAL_ROWS_MAX {
+            let expected = format!(
+                "at most {COUNTERFACTUAL_ROWS_MAX} rows of a batch or stream that ask for them: send this one without, or alone to /v1/score"
+            );
+            return Err(Problem::invalid(vec![Violation::new("/counterfactuals", violation::Code::TooMany, expected)]));
+        }
+        Ok(record)
     }
 
     fn write_problem(&self, text: &mut Vec<u8>, problem: &Problem) {
@@ -253,10 +265,10 @@ impl Job {
     /// The answer to NDJSON: as many whole lines as have come are decided on, written, and only then are more read, so a
     /// reader that is slow slows its own sender and nothing grows.
     fn stream(self, body: Body, permit: OwnedSemaphorePermit) -> Body {
-        let lines = Lines { body, pending: BytesMut::new(), ended: false };
+        let lines = Lines::new(body);
         Body::from_stream(stream::unfold(Some((self, lines, permit)), |state| async move {
             let (job, mut lines, permit) = state?;
-            let next = lines.next(&job).await;
+            let next = lines.next(&job.shared.limits).await;
             match next {
                 Ok(None) => None,
                 Ok(Some(chunk)) => {
@@ -342,54 +354,6 @@ fn may_have_budget(serving: &Serving, media_type: &str) -> Result<(), Problem> {
         return Err(Problem::invalid(vec![Violation::new("/budget", violation::Code::UnknownName, treated)]));
     }
     Ok(())
-}
-
-/// A body as chunks of whole lines.
-struct Lines {
-    body: Body,
-    pending: BytesMut,
-    ended: bool,
-}
-
-impl Lines {
-    /// The next whole lines, at most [`STREAM_ROWS`]; `None` at the end.
-    ///
-    /// Errors: a line that is too long, a body that stalls or breaks off. What came before has been answered.
-    async fn next(&mut self, job: &Job) -> Result<Option<Bytes>, Problem> {
-        let limits = &job.shared.limits;
-        loop {
-            let ends = self.pending.iter().enumerate().filter(|(_, byte)| **byte == b'\n').map(|(at, _)| at + 1);
-            if let Some(end) = ends.take(STREAM_ROWS).last() {
-                return Ok(Some(self.pending.split_to(end).freeze()));
-            }
-            if self.ended {
-                let rest = self.pending.split().freeze();
-                return Ok(rest.has_remaining().then_some(rest));
-            }
-            if self.pending.len() > limits.body_bytes_max {
-                return Err(row_too_large(limits.body_bytes_max));
-            }
-            match tokio::time::timeout(limits.body_timeout(), self.body.frame()).await {
-                Ok(Some(Ok(frame))) => {
-                    if let Some(data) = frame.data_ref() {
-                        self.pending.extend_from_slice(data);
-                    }
-                }
-                Ok(None) => self.ended = true,
-                Ok(Some(Err(_))) => {
-                    return Err(Problem::new(Code::IncompleteBody, "the connection ended before the body did"));
-                }
-                Err(_) => {
-                    let wait_ms = limits.body_timeout().as_millis();
-                    return Err(Problem::new(Code::RequestTimeout, format!("no row came for {wait_ms} ms")));
-                }
-            }
-        }
-    }
-}
-
-fn row_too_large(bytes_max: usize) -> Problem {
-    Problem::new(Code::BodyTooLarge, format!("a row may have {bytes_max} bytes"))
 }
 
 /// Items are plain data: writing them into memory cannot fail.

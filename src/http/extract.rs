@@ -217,7 +217,7 @@ pub(super) struct AskedOfMany {
     /// As of one customer, for every row.
     #[param(required = false, nullable = false, minimum = 1, maximum = 50)]
     top: Option<usize>,
-    /// As of one customer, for every row.
+    /// As of one customer, for every row: of at most 100 rows.
     #[param(required = false, nullable = false, minimum = 1, maximum = 10)]
     counterfactuals: Option<usize>,
     /// What all interventions of this array may cost together, in the currency of the policy: it is spent where it is expected to be worth

@@ -13,6 +13,7 @@ mod health;
 mod insight;
 mod json;
 mod layers;
+mod lines;
 mod models;
 mod openapi;
 mod outcomes;
@@ -80,7 +81,7 @@ pub struct Limits {
     pub body_bytes_max: usize,
     /// The most levels of a body.
     pub depth_max: usize,
-    /// How long a body may take to arrive, and the next row of a stream, in milliseconds.
+    /// How long a body may take to arrive, and the next whole row of a stream, in milliseconds.
     pub body_timeout_ms: u64,
     /// Batches answered at a time, each on a thread of its own; one more is shed with 503.
     pub batches_max: usize,

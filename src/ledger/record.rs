@@ -14,7 +14,7 @@ use crate::domain::decision::{Decision, ModelId};
 use crate::domain::id::DecisionId;
 use crate::domain::money::Money;
 use crate::domain::policy::Policy;
-use crate::domain::policy::assessment::{Choice, Trace};
+use crate::domain::policy::assessment::{ALLOCATED, Choice, Trace};
 use crate::domain::policy::layers::Chance;
 use crate::domain::reason;
 
@@ -105,8 +105,9 @@ pub struct Extra {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub holdout: Option<bool>,
     /// The probability, over the hashes that assign, that this customer is offered this action, 0 to 1: the shares of all groups, of the
-    /// holdout and of every experiment that ran, whose treatment leads to it. Score, shadow price and what was left of the
-    /// budget are taken as they were. Where neither a holdout nor an experiment had a say, the action was certain, and this is absent.
+    /// holdout and of every experiment that ran, whose treatment leads to it. Score, shadow price, what was left of the
+    /// budget and what was full are taken as they were. Where neither a holdout nor an experiment had a say, the action was certain, and this is absent.
+    /// It is absent too of a batch with a budget of its own, held out or not: what a row is offered hangs on all others, and is not certain.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "exact")]
     pub propensity: Option<f64>,
     /// The experiment that the customer was part of: one at most.
@@ -118,6 +119,9 @@ pub struct Extra {
     /// What the budget had left, in millionths of a unit, where the propensity depends on that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub budget_left_micros: Option<i64>,
+    /// The actions that had no place left, where the propensity depends on that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub full: Option<Vec<String>>,
     /// The reasons of the answer, each with its SHAP value in log-odds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reasons: Option<Vec<Reason>>,
@@ -149,6 +153,13 @@ pub struct Part {
 }
 
 impl Extra {
+    /// The probability of the action for who compares policies: 1 where it was certain, `None` where it is not known.
+    pub fn known_propensity(&self) -> Option<f64> {
+        let is_allocated = self.rules.iter().flatten().any(|rule| rule == ALLOCATED);
+        let is_certain = !is_allocated && self.holdout.is_none();
+        self.propensity.filter(|_| !is_allocated).or(is_certain.then_some(1.0))
+    }
+
     /// What a decision by `policy` says beyond its columns; nothing where the score alone decided.
     pub fn of(
         policy: &Policy,
@@ -162,19 +173,20 @@ impl Extra {
             return Self::default();
         }
         // The budget is that of the policy in force, which has not decided where an experiment tries another one.
-        let left = chance.and_then(|chance| chance.left);
+        let left = chance.and_then(|chance| chance.room.left);
         Self {
             expected_value: choice.expected_value,
             cost: Some(choice.cost.units()),
             value_at_stake,
             shadow_price: (policy.budget().is_some() || left.is_some()).then_some(choice.shadow_price),
             holdout: chance.map(|_| choice.holdout),
-            propensity: chance.map(|chance| chance.propensity),
+            propensity: chance.and_then(|chance| chance.propensity),
             experiments: chance
                 .and_then(Chance::part)
                 .map(|(name, arm)| vec![Part { name: name.to_owned(), arm: arm.to_owned() }]),
             layout: chance.and_then(|chance| Some(chance.layers.as_ref()?.digest().to_owned())),
             budget_left_micros: left.map(Money::micros),
+            full: chance.map(|chance| chance.room.full.clone()).filter(|full| !full.is_empty()),
             rules: Some(policy.rules(tier, trace, choice)),
             ..Self::default()
         }

@@ -112,6 +112,29 @@ async fn the_budget_of_the_policy_and_the_holdout_still_hold() {
     assert_eq!(number(&rest["allocation"]["budget"]), 100_000.0);
 }
 
+/// What a customer is offered hangs on all the others, so nobody knows how probable it was.
+#[tokio::test]
+async fn what_was_chosen_for_a_batch_has_no_propensity() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let service = start(directory.path(), "[budget]\namount = 150\nperiod = \"month\"\n[holdout]\nshare = 0.4");
+    let answer = service.post("/v1/score/batch?budget=0", &json!(customers())).await.json();
+    let mut counts = [0; 2];
+    for decision in answer["results"].as_array().expect("results") {
+        let id = decision["decision_id"].as_str().expect("an id");
+        let recorded = service.get(&format!("/v1/decisions/{id}")).await.json();
+        let is_held_out = decision["holdout"] == true;
+        assert_eq!(
+            (&recorded["action"], &recorded["holdout"], &recorded["propensity"]),
+            (&json!("none"), &json!(is_held_out), &Value::Null)
+        );
+        counts[usize::from(is_held_out)] += 1;
+    }
+    assert!(counts.iter().all(|count| *count > 4), "{counts:?}");
+    let (code, text) = mainstay(&service.ledger, &["replay", "--last", "40"]);
+    let told = format!("{} more came out the same but for the choice", counts[0]);
+    assert!(code == 0 && text.contains(&format!("{} of 40 decisions", counts[1])) && text.contains(&told), "{text}");
+}
+
 #[tokio::test]
 async fn a_budget_that_cannot_be_spent_so_is_refused() {
     let body = json!(customers());

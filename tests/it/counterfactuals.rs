@@ -125,6 +125,31 @@ async fn nothing_found_is_an_empty_list_and_not_asked_for_is_none() {
     assert!(results[2]["counterfactuals"].as_array().is_some_and(|found| (1..=2).contains(&found.len())), "{results}");
 }
 
+/// Each takes thousands of scores: a batch must not be an hour of work.
+#[tokio::test]
+async fn of_a_batch_or_a_stream_only_so_many_rows_may_ask() {
+    let low = golden("telco-churn/1.0.0").into_iter().find(|(_, score)| *score < 0.1).expect("a low score").0;
+    let mut asking = low.clone();
+    asking["counterfactuals"] = json!(1);
+    let mut rows = vec![asking; 101];
+    // Who does not ask is none of them.
+    rows.insert(50, low.clone());
+    let answer = shared().post("/v1/score/batch", &json!(rows)).await.json();
+    let results = answer["results"].as_array().expect("results").clone();
+    let lines: String = rows.iter().map(|row| format!("{row}\n")).collect();
+    let headers = [("content-type", "application/x-ndjson")];
+    let stream = shared().post_raw("/v1/score/batch", &headers, lines).await.text;
+    let streamed: Vec<Value> = stream.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let asked_of_all = shared().post("/v1/score/batch?counterfactuals=1", &json!(vec![low; 101])).await.json();
+    for results in [&results, &streamed, asked_of_all["results"].as_array().expect("results")] {
+        let (last, others) = results.split_last().expect("rows");
+        assert!(others.iter().all(|row| row["decision_id"].is_string()), "{others:?}");
+        let error = &last["errors"][0];
+        assert_eq!((&last["status"], &error["pointer"]), (&json!(422), &json!("/counterfactuals")), "{last}");
+        assert!(last.to_string().contains("at most 100 rows"), "{last}");
+    }
+}
+
 #[tokio::test]
 async fn they_are_looked_for_on_the_threads_for_long_work() {
     let service = Service::start(&["limits.batches_max=1"]);

@@ -243,7 +243,7 @@ async fn figures_are_those_that_can_be_counted_by_hand() {
     }
     let left = |name: &str| mean(of(name).iter().map(|one| f64::from(u8::from(one.churned))));
     let matured = found["overall"]["matured"][0]["groups"].as_array().expect("groups");
-    let other = matured.iter().find(|one| one["is_reference"] == false).expect("a group");
+    let other = matured.iter().find(|one| one["reference"] == false).expect("a group");
     let name = other["group"].as_str().expect("a name");
     near(&other["base_rate_ratio"]["value"], left(name) / left(reference));
 

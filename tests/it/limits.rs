@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::time::Duration;
 
 use serde_json::json;
 
@@ -53,6 +54,32 @@ fn a_body_that_stalls_is_given_up() {
         HEAD.replace("/v1/score", "/v1/score/batch").replace("application/json", "application/x-ndjson").as_bytes(),
     );
     assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("request_timeout"), "{answer}");
+}
+
+/// Bytes that come again and again are not yet a row.
+#[test]
+fn a_stream_that_drips_is_given_up_and_one_of_whole_lines_is_not() {
+    let service = Service::start(&["limits.body_timeout_ms=200"]);
+    let head = "POST /v1/score/batch HTTP/1.1\r\nhost: x\r\ncontent-type: application/x-ndjson\r\ncontent-length: 60\r\nconnection: close\r\n\r\n";
+    let drip = |byte: &[u8]| {
+        let mut stream = service.connect();
+        stream.write_all(head.as_bytes()).expect("written");
+        stream.set_read_timeout(Some(Duration::from_millis(20))).expect("set");
+        let (mut text, mut buffer) = (String::new(), [0; 4096]);
+        for _ in 0..60 {
+            let _ = stream.write_all(byte);
+            // Who waits for an answer in vain has waited long enough for the next byte.
+            let count = stream.read(&mut buffer).unwrap_or(0);
+            text.push_str(&String::from_utf8_lossy(&buffer[..count]));
+            if text.contains("request_timeout") {
+                break;
+            }
+        }
+        text
+    };
+    assert!(drip(b"x").contains("request_timeout"), "six times as long as a row may take");
+    let text = drip(b"\n");
+    assert!(text.starts_with("HTTP/1.1 200 ") && !text.contains("request_timeout"), "{text}");
 }
 
 #[test]

@@ -320,6 +320,29 @@ async fn a_holdout_is_valued_by_the_chances_on_record() {
 }
 
 #[tokio::test]
+async fn a_batch_with_a_budget_is_left_out_of_the_value() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let valued = CALL.replace("currency = \"USD\"", "currency = \"USD\"\nvalue_at_stake = 1000");
+    let document = format!("{valued}\n[holdout]\nshare = 0.4");
+    let path = directory.path().join("policy.toml");
+    std::fs::write(&path, &document).expect("written");
+    let serve =
+        format!("models.serve=[{{ name = \"telco-churn\", version = \"1.0.0\", policy = \"{}\" }}]", path.display());
+    let service = Service::start_in(directory.path(), &[&serve]);
+    let rows: Vec<Value> = (0..20).map(|at| named(&format!("B-{at}"))).collect();
+    let answer = service.post("/v1/score/batch?budget=0", &json!(rows)).await.json();
+    follow(&service, answer["results"].as_array().expect("results")).await;
+    let found = simulated(&service, &document, json!({})).await;
+    assert_eq!(found["after"]["value"], Value::Null, "{found}");
+    assert!(found["warnings"].to_string().contains("20 outcomes are of batches with a budget"), "{found}");
+    // Of others it is known as ever.
+    let decisions = decided(&service, (0..10).map(|at| named(&format!("C-{at}"))).collect()).await;
+    follow(&service, &decisions).await;
+    let found = simulated(&service, &document, json!({})).await;
+    assert_eq!(found["after"]["value"]["customers"], 10, "{found}");
+}
+
+#[tokio::test]
 async fn a_policy_is_checked_before_it_is_applied() {
     let service = Service::start(&[]);
     decided(&service, population().into_iter().map(|(customer, ..)| customer).collect()).await;

@@ -252,6 +252,35 @@ async fn never_more_customers_have_an_intervention_than_its_capacity() {
     assert_eq!(actions.map(|one| one["intervention"]["action"].clone()), [json!("call"), json!("mail")]);
 }
 
+/// Once nobody can be called any more all are offered the same, held out or not, and that is certain.
+#[tokio::test]
+async fn what_is_full_is_offered_to_nobody_so_its_propensity_is_none() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let capped = CALL.replace("cost = 20.1", "cost = 20.1\ncapacity = { count = 1, per = \"month\" }");
+    write(directory.path(), &format!("{}\n[holdout]\nshare = 0.3", capped.replace("fallback = [\"mail\"]", "")));
+    let service = start(directory.path(), &[]);
+    let rows: Vec<Value> = (0..40).map(|at| named(&format!("C-{at}"))).collect();
+    let answer = service.post("/v1/score/batch", &json!(rows)).await.json();
+    let (mut is_full, mut held_out) = (false, [0; 2]);
+    for decision in answer["results"].as_array().expect("results") {
+        let id = decision["decision_id"].as_str().expect("an id");
+        let recorded = service.get(&format!("/v1/decisions/{id}")).await.json();
+        let (action, is_held_out) = (decision["intervention"]["action"].as_str(), decision["holdout"] == true);
+        let expected = match (is_full, is_held_out) {
+            (true, _) => 1.0,
+            (false, true) => 0.3,
+            (false, false) => 0.7,
+        };
+        assert_eq!(recorded["propensity"], json!(expected), "{recorded}");
+        assert_eq!(action == Some("call"), !is_full && !is_held_out, "{recorded}");
+        held_out[usize::from(is_full)] += usize::from(is_held_out);
+        is_full |= action == Some("call");
+    }
+    assert!(held_out[1] > 3, "{held_out:?}");
+    let (code, text) = mainstay(&service.ledger, &["replay", "--last", "40"]);
+    assert!(code == 0 && text.contains("40 of 40 decisions came out the same to the last bit"), "{text}");
+}
+
 #[tokio::test]
 async fn a_batch_with_a_budget_takes_no_more_places_than_there_are() {
     let directory = tempfile::tempdir().expect("a directory");

@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use smallvec::SmallVec;
 
 use super::Policy;
-use super::assessment::{Assessment, Choice};
+use super::assessment::{Assessment, Choice, Offer};
 use super::condition::Known;
 use super::experiment::{Experiment, Group, HOLDOUT, Treatment};
 use crate::domain::money::Money;
@@ -75,14 +75,24 @@ pub struct Member {
 /// What chance had to do with a decision: what is to be recorded with it.
 #[derive(Debug, Clone)]
 pub struct Chance {
-    /// How probable it was that this customer is offered this action: see [`decide`].
-    pub propensity: f64,
+    /// How probable it was that this customer is offered this action: see [`decide`]. `None` in a batch with a budget of its own, where
+    /// that hangs on all other rows.
+    pub propensity: Option<f64>,
     /// The experiments that ran.
     pub layers: Option<Arc<Layers>>,
     /// The one that the customer is part of.
     pub member: Option<Member>,
+    /// What there was room for.
+    pub room: Room,
+}
+
+/// What a policy in force had room for when it was asked, whoever is treated: its budget and its capacities hold for all ways.
+#[derive(Debug, Clone, Default)]
+pub struct Room {
     /// What the budget had left; `None` where there is none.
     pub left: Option<Money>,
+    /// The actions that had no place left.
+    pub full: Vec<String>,
 }
 
 impl Chance {
@@ -222,17 +232,18 @@ impl Layers {
 /// clean; everybody else is treated by the first experiment that has a group for them.
 ///
 /// `own` gives what the policy of an arm makes of the customer, `None` where it cannot read it: then the policy in force decides.
-/// `choose` chooses and sets the money aside, `peek` says what would be chosen at a shadow price, which is `price` for who is held out.
+/// `choose` chooses and sets the money aside. What others would have been offered is chosen where there was `room`, at the same shadow
+/// price, which is `price` for who is held out.
 ///
 /// The propensity is the probability, over the hashes that assign, that this customer is offered this action: the shares of all groups
 /// whose treatment leads to it, those of later experiments times the share that earlier ones leave. The score, the shadow price
-/// and what is left of the budget are taken as they are.
+/// and the room are taken as they are.
 pub fn decide(
     case: &Case,
     price: f64,
     own: impl Fn(usize) -> Option<Assessment>,
     choose: impl FnOnce(&Assessment) -> Choice,
-    peek: impl Fn(&Assessment, f64) -> Choice,
+    room: &Room,
 ) -> Decided {
     let Case { policy, layers, customer_id, at_ms, score, values } = *case;
     let held_out = policy.holdout().map_or(0.0, |holdout| holdout.share());
@@ -270,7 +281,13 @@ pub fn decide(
         None => {
             let (way, place) = match assess(asked) {
                 (Way::Nothing, _) => (Way::Nothing, 0),
-                (way, assessment) => (way, peek(&assessment, choice.shadow_price).intervention),
+                (way, assessment) => {
+                    let has_room = |offer: &Offer| {
+                        let action = action_of(way, offer.intervention);
+                        room.left.is_none_or(|left| offer.cost <= left) && room.full.iter().all(|full| full != action)
+                    };
+                    (way, assessment.choose(choice.shadow_price, has_room).intervention)
+                }
             };
             let leads = action_of(way, place) == action;
             known.push((asked, leads));
@@ -364,14 +381,28 @@ expected_effectiveness = 0.6
             .unwrap_or_else(|problems| panic!("{}", problems.join("\n")))
     }
 
-    /// What is offered, with its propensity, when `left` is there to be spent.
-    fn offered(in_force: &Policy, layers: &Layers, id: &str, left: f64, reads: bool) -> (String, f64, Option<Member>) {
+    /// What is offered, with its propensity, when `left` is there to be spent, and no place for what is `full`.
+    fn offered(
+        in_force: &Policy,
+        layers: &Layers,
+        id: &str,
+        (left, full): (f64, &str),
+        reads: bool,
+    ) -> (String, f64, Option<Member>) {
         let score = Score::new(0.5).expect("a score");
         let layers_in = Some(layers);
         let case = Case { policy: in_force, layers: layers_in, customer_id: id, at_ms: 15, score, values: &[] };
         let own = |at: usize| reads.then(|| layers.policies()[at].assess(score, &[]));
-        let choose = |assessment: &Assessment| assessment.choose(0.0, |offer| offer.cost.units() <= left);
-        let decided = decide(&case, 0.0, own, choose, |assessment, _| choose(assessment));
+        let price_of = |action: &str| {
+            let known = in_force.interventions().iter().find(|known| known.action == action);
+            known.map(|known| known.cost)
+        };
+        // The actions of all these policies have prices of their own, so a price tells what is full.
+        let choose = |assessment: &Assessment| {
+            assessment.choose(0.0, |offer| offer.cost.units() <= left && Some(offer.cost) != price_of(full))
+        };
+        let room = Room { left: Money::from_units(left), full: vec![full.to_owned()] };
+        let decided = decide(&case, 0.0, own, choose, &room);
         let policy = match decided.way {
             Way::Policy(at) => &*layers.policies()[at],
             _ => in_force,
@@ -388,7 +419,8 @@ expected_effectiveness = 0.6
     #[test]
     fn the_propensity_is_how_often_an_action_is_offered() {
         let other = policy("mail", "", "");
-        for (left, reads) in [(100.0, true), (50.0, true), (5.0, true), (0.0, true), (100.0, false)] {
+        let cases = [(100.0, "", true), (50.0, "", true), (5.0, "", true), (0.0, "", true), (100.0, "", false)];
+        for (left, full, reads) in cases.into_iter().chain([(100.0, "call", true), (100.0, "mail", true)]) {
             let (mut seen, mut told) = (BTreeMap::new(), BTreeMap::new());
             let runs = 1_500;
             for salt in 0..runs {
@@ -397,7 +429,7 @@ expected_effectiveness = 0.6
                     experiment("a", salt, &[(0.2, Treatment::Control), (0.2, by("visit")), (0.1, by("none"))], 0.1);
                 let second = experiment("b", salt, &[(0.4, Treatment::Policy(reference("other")))], 0.2);
                 let layers = layers(&in_force, &other, vec![first, second]);
-                let (action, propensity, _) = offered(&in_force, &layers, "C-1", left, reads);
+                let (action, propensity, _) = offered(&in_force, &layers, "C-1", (left, full), reads);
                 *seen.entry(action.clone()).or_insert(0_u32) += 1;
                 let before: f64 = *told.entry(action).or_insert(propensity);
                 assert_eq!(before.to_bits(), propensity.to_bits(), "the same whatever group it came from");
@@ -407,7 +439,10 @@ expected_effectiveness = 0.6
             for (action, propensity) in &told {
                 let share = f64::from(seen[action]) / runs as f64;
                 let sd = (propensity * (1.0 - propensity) / runs as f64).sqrt();
-                assert!((share - propensity).abs() <= 4.0 * sd, "{left} {reads} {action}: {share}, told {propensity}");
+                assert!(
+                    (share - propensity).abs() <= 4.0 * sd,
+                    "{left} {full} {reads} {action}: {share}, told {propensity}"
+                );
             }
         }
     }
@@ -422,7 +457,7 @@ expected_effectiveness = 0.6
         let mut counts = [0; 3];
         for number in 0..2_000 {
             let id = format!("C-{number}");
-            let (action, _, member) = offered(&in_force, &both, &id, 1e9, true);
+            let (action, _, member) = offered(&in_force, &both, &id, (1e9, ""), true);
             let groups = [&first, &second].map(|experiment| experiment.assign(&id).group);
             let expected =
                 groups.iter().position(|group| *group != Group::Outside).filter(|_| !in_force.holds_out(&id));
@@ -460,13 +495,13 @@ expected_effectiveness = 0.6
             let in_force = policy("call", "", "");
             let arms: Vec<(f64, Treatment)> = shares.iter().map(|share| (*share, Treatment::Control)).collect();
             let layers = layers(&in_force, &in_force, vec![experiment("a", 3, &arms, holdout)]);
-            let (action, propensity, _) = offered(&in_force, &layers, &format!("C-{number}"), 1e9, true);
+            let (action, propensity, _) = offered(&in_force, &layers, &format!("C-{number}"), (1e9, ""), true);
             let expected = if action == "none" { holdout } else { 1.0 - holdout };
             prop_assert!((propensity - expected).abs() < 1e-12);
             if holdout == 0.0 {
                 prop_assert_eq!(propensity, 1.0);
             }
-            let (_, broke, _) = offered(&in_force, &layers, &format!("C-{number}"), 0.0, true);
+            let (_, broke, _) = offered(&in_force, &layers, &format!("C-{number}"), (0.0, ""), true);
             prop_assert_eq!(broke, 1.0, "without money everybody is offered nothing");
         }
     }

@@ -87,6 +87,7 @@ impl Engine {
             policies: HashMap::new(),
             repriced: BTreeMap::new(),
             foreign: 0,
+            allotted: 0,
             counted: Counted::default(),
         };
         let mut stretch = ledger.stretch(model, span_ms, last)?;
@@ -160,6 +161,8 @@ struct Run<'e, 'p> {
     repriced: BTreeMap<String, (Money, Money)>,
     /// Decisions in another currency.
     foreign: u64,
+    /// Decisions of which it is not known how probable they were, being of batches with a budget.
+    allotted: u64,
     counted: Counted,
 }
 
@@ -255,7 +258,10 @@ impl Run<'_, '_> {
         if let Some(offered) = offered.filter(|offered| self.reward.is_money() && offered.cost != intervention.cost) {
             self.repriced.insert(offered.action.clone(), (intervention.cost, offered.cost));
         }
-        let propensity = recorded.extra.propensity.unwrap_or(1.0);
+        let Some(propensity) = recorded.extra.known_propensity() else {
+            self.allotted += 1;
+            return;
+        };
         let logged = Logged { intervention, propensity, score, stake, reward };
         for (way, chosen) in self.ways.iter_mut().zip(chosen) {
             way.rows.push(logged.row(self.reward, way.policy, chosen.place));
@@ -287,6 +293,10 @@ impl Run<'_, '_> {
         }
         if self.foreign > 0 {
             warnings.push(format!("{} outcomes are in another currency, and left out", self.foreign));
+        }
+        if self.allotted > 0 {
+            let count = self.allotted;
+            warnings.push(format!("{count} outcomes are of batches with a budget, where it is not known how probable an action was, and left out"));
         }
         for (action, (then, now)) in &self.repriced {
             warnings.push(format!("\"{action}\" cost {then} when it was offered, and costs {now} in this policy: its value counts what it cost"));
