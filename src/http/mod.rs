@@ -16,6 +16,7 @@ mod layers;
 mod models;
 mod openapi;
 mod outcomes;
+mod preface;
 mod problem;
 mod score;
 mod server;
