@@ -326,9 +326,15 @@ async fn who_acts_goes_on_record_and_nobody_else() {
     assert_eq!(act(&ann, "promote", json!({})).await.status, 409, "nobody agreed");
     // Whoever operates may go back, role or not: there is nothing to go back to, which is another matter.
     assert_eq!(act(&bob, "undo_policy", json!({})).await.code(), "illegal_move");
+    // Nor does going back twice bring into service what somebody else took out of it.
+    let document = std::fs::read_to_string("models/policy/four-bands.toml").expect("a policy");
+    assert_eq!(act(&bob, "apply_policy", json!({"document": document})).await.code(), "missing_role");
+    assert_eq!(act(&ann, "apply_policy", json!({"document": document})).await.status, 200);
+    assert_eq!(act(&ann, "undo_policy", json!({})).await.status, 200);
+    assert_eq!(act(&bob, "undo_policy", json!({})).await.code(), "illegal_move");
     let history = ask(&service, Some(&ann), Method::GET, "/v1/slots/telco-churn/history", "").await.json();
     assert_eq!(
-        (&history["moves"][0]["verb"], &history["moves"][0]["by"]),
+        (&history["moves"][2]["verb"], &history["moves"][0]["by"]),
         (&json!("stage"), &json!("ann@example.com"))
     );
 
