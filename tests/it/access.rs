@@ -608,6 +608,13 @@ async fn tokens_of_the_issuer_are_taken_and_no_others() {
     let renewed = other.token(&json!({"alg": "EdDSA", "kid": "b-ed"}), &claims(json!({})));
     until(async || opens(&renewed).await).await;
     assert!(!opens(&right).await);
+
+    // It takes them all back, and what is broken changes nothing.
+    std::fs::write(&path, "{").expect("written");
+    service.reload.send(config(&[]).expect("a configuration")).await.expect("sent");
+    assert!(opens(&renewed).await);
+    std::fs::write(&path, r#"{"keys": []}"#).expect("written");
+    until(async || !opens(&renewed).await).await;
 }
 
 /// The keys of an issuer that is asked over HTTP: it may be down at the start, and change its keys.
