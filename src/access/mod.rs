@@ -36,7 +36,7 @@ pub struct Options {
     pub rate_per_sec: u32,
     /// Requests at once after a pause; 0 is as many as in a second.
     pub burst: u32,
-    /// Whether metrics can be had without credentials.
+    /// Whether metrics, figures of the business among them, can be had without credentials.
     pub open_metrics: bool,
     /// Whether the contract and its page can be had without credentials.
     pub open_contract: bool,

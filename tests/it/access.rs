@@ -112,7 +112,7 @@ async fn every_route_opens_for_its_scope_and_for_nothing_else() {
         (Some("eyJhbGciOiJub25lIn0.e30."), "invalid_token"),
     ];
 
-    let service = keys.service(&["access.open_metrics=false", "access.open_contract=false"]);
+    let service = keys.service(&["access.open_contract=false"]);
     let [data, admin] = mainstay::http::doors();
     assert!(data.len() >= 15 && admin.len() >= 15, "{} and {} routes", data.len(), admin.len());
     let mut cells = 0;
@@ -276,6 +276,16 @@ async fn keys_rotate_under_load_without_a_failed_call() {
     for caller in callers {
         caller.await.expect("no call failed");
     }
+}
+
+#[tokio::test]
+async fn metrics_need_a_key_unless_they_are_left_open() {
+    let keys = Keys::new();
+    let reader = keys.add("prometheus", &[Scope::Read], &[]);
+    let shown = async |service: &Service, key| ask_at(service.admin, key, Method::GET, "/metrics", "").await.status;
+    let service = keys.service(&[]);
+    assert_eq!((shown(&service, None).await, shown(&service, Some(&reader)).await), (401, 200));
+    assert_eq!(shown(&keys.service(&["access.open_metrics=true"]), None).await, 200);
 }
 
 #[tokio::test]
