@@ -135,12 +135,13 @@ impl Ring {
             return Err(format!("has more than {KEYS_MAX} keys"));
         }
         let mut entries = HashMap::with_capacity(file.keys.len());
-        for key in file.keys {
+        for (at, key) in file.keys.into_iter().enumerate() {
+            // What stands where its id belongs may be the key itself.
             if let Some(problem) = key.problem() {
-                return Err(format!("has a wrong key {:?}: {problem}", key.id));
+                return Err(format!("has a wrong key at /keys/{at}: {problem}"));
             }
             let (Some(hash), Ok(id)) = (key.hash(), Id::try_from(key.id.as_bytes())) else {
-                return Err(format!("has a wrong key {:?}", key.id));
+                return Err(format!("has a wrong key at /keys/{at}"));
             };
             let meter = key.rate.or(usual).map(|rate| {
                 let same = before.entries.get(&id).and_then(|entry| entry.meter.clone());
@@ -409,6 +410,9 @@ mod tests {
             let problem = ring(wrong, &Ring::empty()).err().unwrap_or_default();
             assert!(problem.contains(told), "{told}: {problem}");
         }
+        // Whoever put the whole key where its id belongs does not want to read it in a log.
+        let problem = ring(&file.replace(&id, &text), &Ring::empty()).err().expect("refused");
+        assert!(problem.contains("/keys/0") && !problem.contains(&text[15..]), "{problem}");
         fs::set_permissions(&editor.path, fs::Permissions::from_mode(0o644)).expect("a mode");
         let refused = Ring::read(&editor.path, None, &Ring::empty(), Time::OF_PROCESS).err().expect("refused");
         assert!(refused.to_string().contains("chmod 600"), "{refused}");
