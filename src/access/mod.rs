@@ -228,7 +228,9 @@ impl Access {
                     self.tell(1, None);
                     match tokens.without_keys() {
                         None => tracing::info!("the issuer's keys read again"),
-                        Some(error) => tracing::error!(cause = %error, "the issuer has taken its keys back: no token opens anything"),
+                        Some(error) => {
+                            tracing::error!(cause = %error, "the issuer has taken its keys back: no token opens anything")
+                        }
                     }
                 }
                 Err(error) => self.tell(1, Some(error)),

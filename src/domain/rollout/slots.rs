@@ -423,7 +423,10 @@ mod tests {
         assert_eq!((applied.policy.digest.as_str(), applied.policy_before.clone()), ("b", Some(policy("a"))));
         let undone = go(&applied, &[Move::UndoPolicy]);
         assert_eq!((undone.policy.clone(), undone.policy_before.clone()), (policy("a"), None));
-        assert!(undone.apply(&Move::UndoPolicy, "ops", 1, &[], &[]).is_err(), "undoing needs no role, and must not bring back");
+        assert!(
+            undone.apply(&Move::UndoPolicy, "ops", 1, &[], &[]).is_err(),
+            "undoing needs no role, and must not bring back"
+        );
         assert!(applied.apply(&Move::ApplyPolicy(policy("b")), "ops", 1, &[], &[]).is_err(), "sent twice");
     }
 
