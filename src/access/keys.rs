@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io::Write;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -135,12 +135,13 @@ impl Ring {
             return Err(format!("has more than {KEYS_MAX} keys"));
         }
         let mut entries = HashMap::with_capacity(file.keys.len());
-        for key in file.keys {
+        for (at, key) in file.keys.into_iter().enumerate() {
+            // What stands where its id belongs may be the key itself.
             if let Some(problem) = key.problem() {
-                return Err(format!("has a wrong key {:?}: {problem}", key.id));
+                return Err(format!("has a wrong key at /keys/{at}: {problem}"));
             }
             let (Some(hash), Ok(id)) = (key.hash(), Id::try_from(key.id.as_bytes())) else {
-                return Err(format!("has a wrong key {:?}", key.id));
+                return Err(format!("has a wrong key at /keys/{at}"));
             };
             let meter = key.rate.or(usual).map(|rate| {
                 let same = before.entries.get(&id).and_then(|entry| entry.meter.clone());
@@ -197,14 +198,23 @@ impl std::fmt::Debug for Editor {
 }
 
 impl Editor {
-    /// Opens the file at `path`; there need not be one yet.
+    /// Opens the file at `path`, or where a link there leads to; there need not be one yet.
     ///
-    /// Errors: it cannot be read or locked, or is no file of keys.
+    /// Errors: it cannot be read or locked, is no file of keys, or is a link that leads to nothing.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let failed = |source| Error::File { path: path.to_owned(), source };
         if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
             fs::create_dir_all(directory).map_err(failed)?;
         }
+        // A link is followed once, here: else it would be replaced, and what it leads to stay as it is.
+        let path = match fs::canonicalize(path) {
+            Ok(real) => real,
+            Err(source) if source.kind() == std::io::ErrorKind::NotFound && fs::symlink_metadata(path).is_err() => {
+                path.to_owned()
+            }
+            Err(source) => return Err(failed(source)),
+        };
+        let path = path.as_path();
         let beside = path.with_extension("lock");
         let lock = fs::OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&beside);
         let lock = lock.map_err(|source| Error::File { path: beside, source })?;
@@ -271,16 +281,36 @@ impl Editor {
     }
 
     fn write(&self) -> Result<(), Error> {
-        let write = || -> std::io::Result<()> {
-            let beside = self.path.with_extension("new");
+        let beside = self.path.with_extension("new");
+        self.replace(&beside).map_err(|source| {
             let _ = fs::remove_file(&beside);
-            let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
-            file.write_all(&serde_json::to_vec_pretty(&self.file)?)?;
-            file.write_all(b"\n")?;
-            file.sync_all()?;
-            fs::rename(&beside, &self.path)
+            Error::File { path: self.path.clone(), source }
+        })
+    }
+
+    /// Puts the keys into the file `beside`, and that in the place of the one before. It belongs to whom that belonged, and opens to whom
+    /// that did: else the service could not read it any more, and would go on with a key that was revoked.
+    fn replace(&self, beside: &Path) -> std::io::Result<()> {
+        let before = match fs::metadata(&self.path) {
+            Ok(before) => Some(before),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+            Err(error) => return Err(error),
         };
-        write().map_err(|source| Error::File { path: self.path.clone(), source })
+        let _ = fs::remove_file(beside);
+        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(beside)?;
+        if let Some(before) = before {
+            let made = file.metadata()?;
+            if (made.uid(), made.gid()) != (before.uid(), before.gid()) {
+                fchown(&file, Some(before.uid()), Some(before.gid()))?;
+            }
+            file.set_permissions(fs::Permissions::from_mode(before.mode() & 0o777))?;
+        }
+        file.write_all(&serde_json::to_vec_pretty(&self.file)?)?;
+        file.write_all(b"\n")?;
+        file.sync_all()?;
+        fs::rename(beside, &self.path)?;
+        let directory = self.path.parent().filter(|directory| !directory.as_os_str().is_empty());
+        fs::File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
     }
 }
 
@@ -327,6 +357,28 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_is_edited_stays_readable_to_whom_it_was() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (editor, id, _) = made(directory.path(), None);
+        let (real, link) = (directory.path().join("keys.json"), directory.path().join("link.json"));
+        drop(editor);
+        std::os::unix::fs::symlink("keys.json", &link).expect("a link");
+        fs::set_permissions(&real, fs::Permissions::from_mode(0o640)).expect("a mode");
+        // Only root may give a file away.
+        let _ = std::os::unix::fs::chown(&real, Some(4_321), Some(4_322));
+        let seen =
+            |path| fs::metadata(path).map(|found| (found.mode() & 0o777, found.uid(), found.gid())).expect("a file");
+        let before = seen(&real);
+        assert!(Editor::open(&link).expect("an editor").revoke(&id).expect("revoked"));
+        assert!(fs::symlink_metadata(&link).expect("a link").is_symlink());
+        assert_eq!((seen(&real), before.0), (before, 0o640));
+        assert!(Editor::open(&real).expect("an editor").keys()[0].revoked.is_some());
+        // Where a link leads to nothing, nothing takes its place.
+        fs::remove_file(&real).expect("removed");
+        assert!(Editor::open(&link).is_err());
+    }
+
+    #[test]
     fn reading_again_fills_no_bucket() {
         let directory = tempfile::tempdir().expect("a directory");
         let (editor, _, text) = made(directory.path(), None);
@@ -343,10 +395,10 @@ mod tests {
     #[test]
     fn a_wrong_file_is_refused_as_a_whole() {
         let directory = tempfile::tempdir().expect("a directory");
-        let (editor, id, _) = made(directory.path(), None);
+        let (editor, id, text) = made(directory.path(), None);
         let file = fs::read_to_string(&editor.path).expect("a file");
         let twice = file.replace("\"keys\": [", &format!("\"keys\": [{},", serde_json::json!(editor.keys()[0])));
-        for (text, told) in [
+        for (wrong, told) in [
             ("{", "line 1"),
             (&file.replace("score", "everything"), "is no file of keys"),
             (&file.replace(&id, "x"), "its id"),
@@ -355,9 +407,12 @@ mod tests {
             (&file.replace("\"created\"", "\"rate\": {\"per_sec\": 0}, \"created\""), "its rate"),
             (&twice, "more than once"),
         ] {
-            let problem = ring(text, &Ring::empty()).err().unwrap_or_default();
+            let problem = ring(wrong, &Ring::empty()).err().unwrap_or_default();
             assert!(problem.contains(told), "{told}: {problem}");
         }
+        // Whoever put the whole key where its id belongs does not want to read it in a log.
+        let problem = ring(&file.replace(&id, &text), &Ring::empty()).err().expect("refused");
+        assert!(problem.contains("/keys/0") && !problem.contains(&text[15..]), "{problem}");
         fs::set_permissions(&editor.path, fs::Permissions::from_mode(0o644)).expect("a mode");
         let refused = Ring::read(&editor.path, None, &Ring::empty(), Time::OF_PROCESS).err().expect("refused");
         assert!(refused.to_string().contains("chmod 600"), "{refused}");

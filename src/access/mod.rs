@@ -36,7 +36,7 @@ pub struct Options {
     pub rate_per_sec: u32,
     /// Requests at once after a pause; 0 is as many as in a second.
     pub burst: u32,
-    /// Whether metrics can be had without credentials.
+    /// Whether metrics, figures of the business among them, can be had without credentials.
     pub open_metrics: bool,
     /// Whether the contract and its page can be had without credentials.
     pub open_contract: bool,
@@ -189,7 +189,7 @@ impl Access {
         }
         if let Some(tokens) = &access.tokens {
             match tokens.refresh(true) {
-                Ok(_) => {}
+                Ok(_) => tokens.without_keys().map_or(Ok(()), Err)?,
                 Err(error @ Error::Issuer { .. }) => access.tell(1, Some(error)),
                 Err(error) => return Err(error),
             }
@@ -226,7 +226,12 @@ impl Access {
                 Ok(false) => {}
                 Ok(true) => {
                     self.tell(1, None);
-                    tracing::info!("the issuer's keys read again");
+                    match tokens.without_keys() {
+                        None => tracing::info!("the issuer's keys read again"),
+                        Some(error) => {
+                            tracing::error!(cause = %error, "the issuer has taken its keys back: no token opens anything")
+                        }
+                    }
                 }
                 Err(error) => self.tell(1, Some(error)),
             }

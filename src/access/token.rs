@@ -161,7 +161,8 @@ impl Tokens {
 
     /// Reads the issuer's keys again: from the file always, from the address when it is time, or with `now`. Whether they are others.
     ///
-    /// Errors: they cannot be had, or are none; those of before stay.
+    /// Errors: they cannot be had, or are no set of keys; those of before stay. A set without a key that is of use is taken as it is:
+    /// what an issuer no longer publishes opens nothing.
     pub(super) fn refresh(&self, now: bool) -> Result<bool, Error> {
         let text = if self.options.jwks_url.is_empty() {
             let path = &self.options.jwks_file;
@@ -184,12 +185,7 @@ impl Tokens {
         if *before == text {
             return Ok(false);
         }
-        let place = if self.options.jwks_url.is_empty() {
-            self.options.jwks_file.display().to_string()
-        } else {
-            self.options.jwks_url.clone()
-        };
-        let known = self.read(&text).map_err(|problem| Error::Jwks { place, problem })?;
+        let known = self.read(&text).map_err(|problem| Error::Jwks { place: self.place(), problem })?;
         self.known.store(Arc::new(known));
         self.keys.fetch_add(1, Ordering::Release);
         *before = text;
@@ -206,11 +202,22 @@ impl Tokens {
         }
         // A key of a kind that is not known is left out, as RFC 7517, section 5 wants it.
         let readable = set.keys.into_iter().filter_map(|key| serde_json::from_value::<Jwk>(key).ok());
-        let known: Vec<Known> = readable.filter_map(|jwk| self.known(&jwk)).collect();
-        if known.is_empty() {
-            return Err("has no key to check signatures with by any of access.jwt.algorithms".to_owned());
+        Ok(readable.filter_map(|jwk| self.known(&jwk)).collect())
+    }
+
+    /// That there is no key at all, as an error, if so. An issuer may take all of its keys back, but nobody begins that way.
+    pub(super) fn without_keys(&self) -> Option<Error> {
+        let problem = "has no key to check signatures with by any of access.jwt.algorithms".to_owned();
+        self.known.load().is_empty().then(|| Error::Jwks { place: self.place(), problem })
+    }
+
+    /// Where the keys come from.
+    fn place(&self) -> String {
+        if self.options.jwks_url.is_empty() {
+            self.options.jwks_file.display().to_string()
+        } else {
+            self.options.jwks_url.clone()
         }
-        Ok(known)
     }
 
     /// A key that signatures are checked with: by the algorithm that it names, or by the one that is usual for its kind, and by no

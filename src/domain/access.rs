@@ -91,7 +91,7 @@ impl fmt::Debug for Scopes {
 pub enum Needs {
     /// Nothing, ever: a probe has no credentials.
     Nothing,
-    /// Nothing, unless the configuration closes metrics: then [`Scope::Read`].
+    /// [`Scope::Read`], unless the configuration leaves metrics open: then nothing.
     Metrics,
     /// Nothing, unless the configuration closes the contract and its page: then [`Scope::Read`].
     Contract,

@@ -168,7 +168,8 @@ impl Held {
             self.unloaded = None;
         }
         if let Some(policy) = delivery.policy {
-            self.policy_before = Some(std::mem::replace(&mut self.policy, policy));
+            let before = std::mem::replace(&mut self.policy, policy);
+            self.policy_before = next.policy_before.is_some().then_some(before);
         }
         let kind = |rollout: &Rollout| (rollout.id.clone(), rollout.step);
         let before = std::mem::replace(&mut self.slots, next);

@@ -17,6 +17,7 @@ mod lines;
 mod models;
 mod openapi;
 mod outcomes;
+mod preface;
 mod problem;
 mod score;
 mod server;

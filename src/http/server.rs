@@ -14,12 +14,13 @@ use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
 use serde::{Deserialize, Serialize};
-use tokio::io::AsyncBufReadExt;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream as Socket;
 use tokio::sync::{mpsc, watch};
 use tokio_rustls::server::TlsStream;
 
 use super::handshakes::Handshakes;
+use super::preface::{Begin, Begun, Version};
 use super::tls::{HTTP2, Tls};
 use crate::engine;
 use crate::telemetry::Metrics;
@@ -264,9 +265,8 @@ impl Worker {
             }
             let (begin, builder, watcher) = (self.begin(), builder.clone(), graceful.watcher());
             tokio::spawn(async move {
-                if begin.within(stream.readable()).await {
-                    // A connection that breaks is its caller's business.
-                    let _ = watcher.watch(builder.serve_connection(TokioIo::new(stream), service)).await;
+                if let Some((version, stream)) = begin.read(stream, None).await {
+                    serve(version, stream, builder, service, watcher).await;
                 }
                 drop(_counted);
             });
@@ -304,25 +304,28 @@ async fn next(connections: &mut mpsc::Receiver<Connection>, handshakes: Option<&
     connections.recv().await
 }
 
-/// How long a caller may take to begin: hyper bounds a head that stalls, but not one of which no byte comes.
-struct Begin {
-    timeout: Duration,
-    stopped: watch::Receiver<bool>,
-}
-
-impl Begin {
-    /// Whether `first`, the first byte, comes in time, and before the plane is stopped.
-    async fn within(mut self, first: impl Future) -> bool {
-        tokio::select! {
-            came = tokio::time::timeout(self.timeout, first) => came.is_ok(),
-            _ = self.stopped.wait_for(|stopped| *stopped) => false,
-        }
-    }
+/// Serves what is known to be of `version`, until it ends.
+async fn serve<S>(
+    version: Version,
+    stream: Begun<S>,
+    builder: auto::Builder<TokioExecutor>,
+    service: TowerToHyperService<Router>,
+    watcher: Watcher,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    // hyper would wait without end for bytes that tell the version.
+    let builder = match version {
+        Version::Http1 => builder.http1_only(),
+        Version::Http2 => builder.http2_only(),
+    };
+    // A connection that breaks is its caller's business.
+    let _ = watcher.watch(builder.serve_connection(TokioIo::new(stream), service)).await;
 }
 
 /// Serves what the handshake agreed on, on a task of its own.
 fn serve_tls(
-    mut stream: TlsStream<Socket>,
+    stream: TlsStream<Socket>,
     begin: Begin,
     builder: auto::Builder<TokioExecutor>,
     service: TowerToHyperService<Router>,
@@ -330,10 +333,10 @@ fn serve_tls(
     counted: Counted,
 ) {
     let http2 = stream.get_ref().1.alpn_protocol() == Some(HTTP2);
-    let builder = if http2 { builder.http2_only() } else { builder.http1_only() };
+    let agreed = if http2 { Version::Http2 } else { Version::Http1 };
     tokio::spawn(async move {
-        if begin.within(stream.fill_buf()).await {
-            let _ = watcher.watch(builder.serve_connection(TokioIo::new(stream), service)).await;
+        if let Some((version, stream)) = begin.read(stream, Some(agreed)).await {
+            serve(version, stream, builder, service, watcher).await;
         }
         drop(counted);
     });

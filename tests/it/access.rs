@@ -112,7 +112,7 @@ async fn every_route_opens_for_its_scope_and_for_nothing_else() {
         (Some("eyJhbGciOiJub25lIn0.e30."), "invalid_token"),
     ];
 
-    let service = keys.service(&["access.open_metrics=false", "access.open_contract=false"]);
+    let service = keys.service(&["access.open_contract=false"]);
     let [data, admin] = mainstay::http::doors();
     assert!(data.len() >= 15 && admin.len() >= 15, "{} and {} routes", data.len(), admin.len());
     let mut cells = 0;
@@ -279,6 +279,16 @@ async fn keys_rotate_under_load_without_a_failed_call() {
 }
 
 #[tokio::test]
+async fn metrics_need_a_key_unless_they_are_left_open() {
+    let keys = Keys::new();
+    let reader = keys.add("prometheus", &[Scope::Read], &[]);
+    let shown = async |service: &Service, key| ask_at(service.admin, key, Method::GET, "/metrics", "").await.status;
+    let service = keys.service(&[]);
+    assert_eq!((shown(&service, None).await, shown(&service, Some(&reader)).await), (401, 200));
+    assert_eq!(shown(&keys.service(&["access.open_metrics=true"]), None).await, 200);
+}
+
+#[tokio::test]
 async fn a_rate_is_kept_and_told() {
     let keys = Keys::new();
     // One in a while: what flows in during the test does not matter.
@@ -326,9 +336,15 @@ async fn who_acts_goes_on_record_and_nobody_else() {
     assert_eq!(act(&ann, "promote", json!({})).await.status, 409, "nobody agreed");
     // Whoever operates may go back, role or not: there is nothing to go back to, which is another matter.
     assert_eq!(act(&bob, "undo_policy", json!({})).await.code(), "illegal_move");
+    // Nor does going back twice bring into service what somebody else took out of it.
+    let document = std::fs::read_to_string("models/policy/four-bands.toml").expect("a policy");
+    assert_eq!(act(&bob, "apply_policy", json!({"document": document})).await.code(), "missing_role");
+    assert_eq!(act(&ann, "apply_policy", json!({"document": document})).await.status, 200);
+    assert_eq!(act(&ann, "undo_policy", json!({})).await.status, 200);
+    assert_eq!(act(&bob, "undo_policy", json!({})).await.code(), "illegal_move");
     let history = ask(&service, Some(&ann), Method::GET, "/v1/slots/telco-churn/history", "").await.json();
     assert_eq!(
-        (&history["moves"][0]["verb"], &history["moves"][0]["by"]),
+        (&history["moves"][2]["verb"], &history["moves"][0]["by"]),
         (&json!("stage"), &json!("ann@example.com"))
     );
 
@@ -602,6 +618,13 @@ async fn tokens_of_the_issuer_are_taken_and_no_others() {
     let renewed = other.token(&json!({"alg": "EdDSA", "kid": "b-ed"}), &claims(json!({})));
     until(async || opens(&renewed).await).await;
     assert!(!opens(&right).await);
+
+    // It takes them all back, and what is broken changes nothing.
+    std::fs::write(&path, "{").expect("written");
+    service.reload.send(config(&[]).expect("a configuration")).await.expect("sent");
+    assert!(opens(&renewed).await);
+    std::fs::write(&path, r#"{"keys": []}"#).expect("written");
+    until(async || !opens(&renewed).await).await;
 }
 
 /// The keys of an issuer that is asked over HTTP: it may be down at the start, and change its keys.

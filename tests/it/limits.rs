@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
@@ -99,6 +99,53 @@ fn a_head_that_stalls_or_is_too_large_is_given_up() {
 fn a_connection_that_says_nothing_is_given_up() {
     let service = Service::start(&["server.head_timeout_ms=50"]);
     assert_eq!(raw(&service, b""), "");
+}
+
+/// As long as nobody can tell which HTTP it is, nothing of hyper's has a deadline.
+#[test]
+fn a_beginning_that_fits_both_versions_and_stalls_is_given_up() {
+    let service = Service::start(&["server.head_timeout_ms=50"]);
+    for address in [service.data, service.admin] {
+        for begun in ["P", "PRI * HT", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r"] {
+            let mut stream = TcpStream::connect(address).expect("a connection");
+            stream.set_read_timeout(Some(Duration::from_secs(5))).expect("a timeout");
+            stream.write_all(begun.as_bytes()).expect("written");
+            assert_eq!(read_to_end(&mut stream), "", "{begun:?}");
+        }
+    }
+}
+
+#[test]
+fn a_beginning_that_stalls_does_not_hold_up_a_stop() {
+    let mut service = Service::start(&[]);
+    let mut streams = [service.connect(), service.connect()];
+    for (stream, begun) in streams.iter_mut().zip(["P", "PRI * HT"]) {
+        stream.write_all(begun.as_bytes()).expect("written");
+    }
+    let begun = Instant::now();
+    service.wait();
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+}
+
+/// What was read to tell the version is not lost to whoever serves it.
+#[test]
+fn a_beginning_in_pieces_is_served_by_what_it_says() {
+    let service = Service::start(&[]);
+    let mut stream = service.connect();
+    stream.set_nodelay(true).expect("at once");
+    for byte in b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0" {
+        stream.write_all(&[*byte]).expect("written");
+    }
+    let mut frame = [0; 9];
+    stream.read_exact(&mut frame).expect("a frame");
+    assert_eq!(frame[3], 4, "SETTINGS come first");
+    let mut stream = service.connect();
+    stream.set_nodelay(true).expect("at once");
+    for byte in b"PUT /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n" {
+        stream.write_all(&[*byte]).expect("written");
+    }
+    let answer = read_to_end(&mut stream);
+    assert!(answer.starts_with("HTTP/1.1 405 "), "{answer}");
 }
 
 #[test]

@@ -480,6 +480,8 @@ async fn a_policy_is_simulated_applied_and_undone() {
     assert_eq!(act(&service, "apply_policy", json!({"document": document})).await.code(), "illegal_move", "twice");
     done(&service, "undo_policy", json!({})).await;
     assert_eq!(service.post("/v1/score", &customer()).await.json()["policy_version"], before["policy_version"]);
+    assert_eq!(act(&service, "undo_policy", json!({})).await.code(), "illegal_move", "undone already");
+    assert_eq!(service.post("/v1/score", &customer()).await.json()["policy_version"], before["policy_version"]);
     let wrong = act(&service, "apply_policy", json!({"document": "name = 1"})).await;
     assert_eq!(wrong.code(), "refused_for_service");
     assert!(wrong.json()["reasons"].as_array().expect("reasons").len() > 2, "{}", wrong.text);

@@ -422,6 +422,24 @@ async fn a_stop_lets_encrypted_requests_end() {
 }
 
 #[test]
+fn a_beginning_that_stalls_behind_a_handshake_is_given_up() {
+    let authority = Authority::new();
+    let service = start(&[authority.settings("http"), vec!["server.head_timeout_ms=50".to_owned()]]);
+    for (offered, begun) in [("h2", ""), ("h2", "P"), ("h2", "PRI * HT"), ("h2", "GET /"), ("http/1.1", "P"), ("", "P")]
+    {
+        let mut client = Arc::unwrap_or_clone(authority.client(ALL, None).0);
+        client.alpn_protocols =
+            [offered].iter().filter(|name| !name.is_empty()).map(|name| name.as_bytes().to_vec()).collect();
+        let mut stream = Client(Arc::new(client)).connect(service.data).expect("a connection");
+        stream.sock.set_read_timeout(Some(Duration::from_secs(5))).expect("a timeout");
+        stream.write_all(begun.as_bytes()).expect("written");
+        let late = |error: &io::Error| matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
+        let read = stream.read_to_end(&mut Vec::new());
+        assert!(!read.as_ref().is_err_and(late), "{offered} {begun:?}: {read:?}");
+    }
+}
+
+#[test]
 fn the_command_line_speaks_tls_to_both_planes() {
     let (authority, other) = (Authority::new(), Authority::new());
     authority.sign("operator", 2040);

@@ -114,7 +114,7 @@ pub struct Slots {
     pub last_rollout: Option<Ended>,
     /// The policy in force.
     pub policy: PolicyRef,
-    /// The one before, for an undo.
+    /// The one before, for an undo; none once it was undone.
     pub policy_before: Option<PolicyRef>,
 }
 
@@ -305,8 +305,9 @@ impl Slots {
                 next.policy_before = Some(std::mem::replace(&mut next.policy, policy.clone()));
             }
             Move::UndoPolicy => {
-                if let Some(before) = &mut next.policy_before {
-                    std::mem::swap(before, &mut next.policy);
+                // Nothing is left to undo to: undoing needs no role, and twice would bring back what was taken out.
+                if let Some(before) = next.policy_before.take() {
+                    next.policy = before;
                 }
             }
         }
@@ -421,7 +422,11 @@ mod tests {
         let applied = go(&slots(), &[Move::ApplyPolicy(policy("b"))]);
         assert_eq!((applied.policy.digest.as_str(), applied.policy_before.clone()), ("b", Some(policy("a"))));
         let undone = go(&applied, &[Move::UndoPolicy]);
-        assert_eq!((undone.policy, undone.policy_before), (policy("a"), Some(policy("b"))));
+        assert_eq!((undone.policy.clone(), undone.policy_before.clone()), (policy("a"), None));
+        assert!(
+            undone.apply(&Move::UndoPolicy, "ops", 1, &[], &[]).is_err(),
+            "undoing needs no role, and must not bring back"
+        );
         assert!(applied.apply(&Move::ApplyPolicy(policy("b")), "ops", 1, &[], &[]).is_err(), "sent twice");
     }
 
