@@ -124,6 +124,8 @@ pub struct Metrics {
     roles: Mutex<Roles>,
     /// The guardrails that each model has had.
     guardrails: Mutex<BTreeSet<(String, String)>>,
+    /// What was told of each version of what came of its decisions.
+    pub(super) told: Mutex<super::measures::Told>,
 }
 
 type Roles = BTreeMap<(String, String), BTreeSet<&'static str>>;
@@ -213,6 +215,7 @@ impl Metrics {
             requests: Default::default(),
             roles: Mutex::default(),
             guardrails: Mutex::default(),
+            told: Mutex::default(),
         }
     }
 
