@@ -64,12 +64,14 @@ pub enum Route {
     Docs,
     /// Liveness, readiness, version.
     Health,
+    /// What was not admitted, wherever it wanted to go: it says nothing of how fast or well that is.
+    Refused,
     /// Anything else.
     Other,
 }
 
 impl Route {
-    const ALL: [(Route, &'static str); 10] = [
+    const ALL: [(Route, &'static str); 11] = [
         (Route::Score, "score"),
         (Route::Batch, "batch"),
         (Route::Models, "models"),
@@ -79,6 +81,7 @@ impl Route {
         (Route::Outcomes, "outcomes"),
         (Route::Docs, "docs"),
         (Route::Health, "health"),
+        (Route::Refused, "refused"),
         (Route::Other, "other"),
     ];
 }
