@@ -93,8 +93,10 @@ impl Insight {
                 None => ledger.before(from_ms)?,
             };
             let page = ledger.events(after, sample.customers, true)?;
-            for event in page.events {
+            for (seq, event) in page.events {
                 sample.take(event, source)?;
+                // Where the next one cannot be read this one is not to be counted again.
+                sample.through = Some(seq);
             }
             sample.through = Some(page.through);
             sample.trim(from_ms, self.options.decisions_max);

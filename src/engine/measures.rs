@@ -330,8 +330,10 @@ impl Engine {
                 self.metrics.kpi(name, kpi.name, kpi.estimate.as_ref(), kpi.standing);
             }
             let quality = self.quality(name, window)?;
+            let mut versions = Vec::new();
             for part in quality.parts.iter().filter(|part| part.dimension == "version") {
                 let Quality { auc, precision, brier, calibration, .. } = &part.figures;
+                versions.push(part.value.as_str());
                 let slope = calibration.map(|found| found.slope);
                 for (metric, estimate) in
                     [("auc", auc), ("precision_at_20", precision), ("brier", brier), ("calibration_slope", &slope)]
@@ -339,6 +341,7 @@ impl Engine {
                     self.metrics.quality(name, &part.value, metric, estimate.as_ref());
                 }
             }
+            self.metrics.only_quality(name, &versions);
             let fairness = self.fairness_of(name, window, false)?.overall.offers;
             let parities = || fairness.iter().flat_map(|found| &found.groups).filter_map(|group| group.parity);
             let failed = parities().filter(|parity| parity.verdict() == Verdict::Fail).count();
@@ -351,13 +354,17 @@ impl Engine {
     pub(super) fn tell_drift(&self) {
         let window = Window::named(&self.insight.options.drift_window).unwrap_or(Window::Day);
         // Every deck has a name that is known.
-        let drifted = self.decks.iter().filter_map(|deck| self.drift(&deck.name, window).ok()).flatten();
-        for Drifted { model, drift, .. } in drifted {
-            for (feature, distance) in &drift.features {
-                self.metrics.drift(&model.name, &model.version, feature, distance);
+        for deck in &self.decks {
+            let Ok(drifted) = self.drift(&deck.name, window) else { continue };
+            for Drifted { model, drift, .. } in &drifted {
+                for (feature, distance) in &drift.features {
+                    self.metrics.drift(&model.name, &model.version, feature, distance);
+                }
+                self.metrics.drift(&model.name, &model.version, SCORE, &drift.score);
+                self.metrics.stale(&model.name, &model.version, drift.stale as f64 / drift.aged as f64);
             }
-            self.metrics.drift(&model.name, &model.version, SCORE, &drift.score);
-            self.metrics.stale(&model.name, &model.version, drift.stale as f64 / drift.aged as f64);
+            let versions: Vec<&str> = drifted.iter().map(|found| &*found.model.version).collect();
+            self.metrics.only_drift(&deck.name, &versions);
         }
     }
 }

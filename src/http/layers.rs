@@ -39,9 +39,10 @@ pub(super) async fn observe(State(shared): State<Shared>, mut request: Request, 
     request.headers_mut().insert(trace::REQUEST_ID, request_id.clone());
     let _in_flight = InFlight::enter(&shared);
 
-    let (mut response, left) = match access::admit(&shared, &mut request) {
-        Ok(left) => (next.run(request).await, left),
-        Err(problem) => (problem.into_response(), None),
+    let (route, (mut response, left)) = match access::admit(&shared, &mut request) {
+        Ok(left) => (route, (next.run(request).await, left)),
+        // The objectives of a route are of what it answered.
+        Err(problem) => (Route::Refused, (problem.into_response(), None)),
     };
 
     if let Some(problem) = response.extensions_mut().remove::<Problem>() {

@@ -46,7 +46,7 @@ pub(super) struct Group {
     true_positive_rate_ratio: Option<Ratio>,
 }
 
-/// A ratio with its 95 % interval.
+/// A ratio with its interval: those of all groups of an attribute hold together, at 95 %.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Ratio {
     value: f64,

@@ -91,8 +91,8 @@ pub struct Followed {
 /// A page of events.
 #[derive(Debug)]
 pub struct Events {
-    /// In the order of the record.
-    pub events: Vec<Event>,
+    /// In the order of the record, each with the number of its entry.
+    pub events: Vec<(i64, Event)>,
     /// The number of the last entry that was looked at.
     pub through: i64,
     /// Whether there was none behind it.
@@ -130,7 +130,8 @@ fn page(database: &Connection, keys: &Keys, after: i64, customers: Ticket, input
     let mut events = Vec::new();
     while let Some(row) = rows.next()? {
         // What is broken is for `verify` to tell of: it does not keep the rest from being measured.
-        events.extend(event(&snapshot, keys, row)?);
+        let seq: i64 = row.get(12)?;
+        events.extend(event(&snapshot, keys, row)?.map(|event| (seq, event)));
     }
     Ok(Events { events, through, is_end: through == last })
 }

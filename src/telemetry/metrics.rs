@@ -64,12 +64,14 @@ pub enum Route {
     Docs,
     /// Liveness, readiness, version.
     Health,
+    /// What was not admitted, wherever it wanted to go: it says nothing of how fast or well that is.
+    Refused,
     /// Anything else.
     Other,
 }
 
 impl Route {
-    const ALL: [(Route, &'static str); 10] = [
+    const ALL: [(Route, &'static str); 11] = [
         (Route::Score, "score"),
         (Route::Batch, "batch"),
         (Route::Models, "models"),
@@ -79,6 +81,7 @@ impl Route {
         (Route::Outcomes, "outcomes"),
         (Route::Docs, "docs"),
         (Route::Health, "health"),
+        (Route::Refused, "refused"),
         (Route::Other, "other"),
     ];
 }
@@ -124,6 +127,8 @@ pub struct Metrics {
     roles: Mutex<Roles>,
     /// The guardrails that each model has had.
     guardrails: Mutex<BTreeSet<(String, String)>>,
+    /// What was told of each version of what came of its decisions.
+    pub(super) told: Mutex<super::measures::Told>,
 }
 
 type Roles = BTreeMap<(String, String), BTreeSet<&'static str>>;
@@ -213,6 +218,7 @@ impl Metrics {
             requests: Default::default(),
             roles: Mutex::default(),
             guardrails: Mutex::default(),
+            told: Mutex::default(),
         }
     }
 

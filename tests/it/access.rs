@@ -176,6 +176,9 @@ async fn every_route_opens_for_its_scope_and_for_nothing_else() {
         let line = format!("mainstay_access_refused_total{{reason=\"{reason}\"}}");
         assert!(metrics.contains(&line), "no {line}");
     }
+    // What is not admitted says nothing of how the routes fare.
+    assert!(metrics.contains("mainstay_http_requests_total{route=\"refused\",status=\"401\"}"));
+    assert!(!metrics.contains("mainstay_http_requests_total{route=\"score\",status=\"401\"}"));
 }
 
 #[tokio::test]

@@ -176,8 +176,8 @@ async fn figures_are_those_that_can_be_counted_by_hand() {
         &figure(overall, "revenue_per_order")["estimate"]["value"],
         mean(sent.iter().flat_map(|one| one.revenues.clone())),
     );
-    let told = sent.iter().filter_map(|one| one.converted);
-    near(&figure(overall, "conversion_rate")["estimate"]["value"], mean(told.map(|taken| f64::from(u8::from(taken)))));
+    let taken = sent.iter().filter(|one| one.offered).map(|one| f64::from(u8::from(one.converted == Some(true))));
+    near(&figure(overall, "conversion_rate")["estimate"]["value"], mean(taken));
     assert_eq!(figure(overall, "conversion_rate")["standing"], "missed");
 
     // Every part is of the whole.

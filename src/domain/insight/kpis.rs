@@ -151,10 +151,8 @@ pub fn kpis(cohorts: &Cohorts, targets: &Targets, holdout: Option<f64>) -> Kpis 
     let kept = churn.map(|churn| churn.adjusted.times(-of_treated));
     let saved = lost.map(|lost| lost.adjusted.times(-of_treated));
 
-    // Who has not said so by then has not taken it.
-    let answers = recent.iter().filter(|customer| customer.offered).filter_map(|customer| {
-        customer.converted.or((customer.age_ms >= *maturity_ms && *maturity_ms > 0).then_some(false))
-    });
+    // Who has not said so by the maturity has not taken it: of those who answered alone it would be the share of the talkative.
+    let answers = matured.iter().filter(|customer| customer.offered).map(|customer| customer.converted == Some(true));
     let (taken, offered) = answers.fold((0, 0), |(taken, count), converted| (taken + u64::from(converted), count + 1));
     let conversion = methods::wilson(taken, offered, z());
     let pairs = |pair: fn(&Customer) -> (f64, f64)| recent.iter().map(pair).collect::<Vec<_>>();
@@ -272,6 +270,21 @@ mod tests {
     }
 
     #[test]
+    fn no_word_of_an_offer_is_no() {
+        let mut random = fastrand::Rng::with_seed(8);
+        let mut matured: Vec<Customer> = (0..5_000).map(|_| customer(&mut random, 40 * DAY)).collect();
+        for (at, customer) in matured.iter_mut().enumerate() {
+            (customer.offered, customer.converted) = (true, (at < 50).then_some(true));
+        }
+        // It is too early to tell of those who are asked only now.
+        let recent = matured[..50].to_vec();
+        let found = kpis(&Cohorts { matured, recent, maturity_ms: 30 * DAY }, &TARGETS, None);
+        let conversion = found.get("conversion_rate").expect("a figure");
+        assert_eq!(conversion.estimate.map(|found| (found.value, found.n)), Some((0.01, 5_000)));
+        assert_eq!(conversion.standing, Some(Standing::Missed));
+    }
+
+    #[test]
     fn where_nobody_is_held_out_nothing_is_compared() {
         let mut random = fastrand::Rng::with_seed(8);
         let mut matured: Vec<Customer> = (0..50).map(|_| customer(&mut random, DAY)).collect();
@@ -279,7 +292,7 @@ mod tests {
         let cohorts = Cohorts { matured, recent: Vec::new(), maturity_ms: DAY };
         let found = kpis(&cohorts, &TARGETS, None);
         let told: Vec<&str> = found.tree.iter().filter(|kpi| kpi.estimate.is_some()).map(|kpi| kpi.name).collect();
-        assert_eq!(told, ["precision_at_20", "churn_rate", "spend"]);
+        assert_eq!(told, ["precision_at_20", "conversion_rate", "churn_rate", "spend"]);
         assert_eq!((found.churn, found.lost, found.ratio), (None, None, None));
         assert!(!quality::quality(&cohorts).on_holdout);
         assert_eq!(kpis(&Cohorts::default(), &TARGETS, Some(0.1)).ratio.map(|ratio| ratio.e_value), Some(1.0));
