@@ -413,3 +413,32 @@ async fn what_cannot_be_measured_is_said() {
     assert_eq!(off.get_admin("/v1/insight/kpis").await.status, 404);
     assert_eq!(off.get_admin("/v1/insight/drift").await.status, 200);
 }
+#[tokio::test]
+async fn of_a_long_array_all_rows_are_counted_alike() {
+    let service = Service::start(&["insight.refresh_secs=1"]);
+    let rows: Vec<Value> = (0..2_560)
+        .map(|at| {
+            let mut row = customer_with("Contract", json!(if at < 512 { "Month-to-month" } else { "Two year" }));
+            row["customer_id"] = json!(format!("C-{at}"));
+            row
+        })
+        .collect();
+    assert_eq!(service.post("/v1/score/batch", &json!(rows)).await.status, 200);
+    let found = service.get_admin("/v1/insight/drift?window=1h").await.json();
+    let version = &found["versions"][0];
+    // 500 are wanted of them, drawn one by one.
+    let counted = version["n"].as_f64().expect("a count");
+    assert!((400.0..=600.0).contains(&counted), "{counted}");
+    let text = std::fs::read_to_string("models/telco-churn/1.0.0/baseline.json").expect("a baseline");
+    let baseline: Value = serde_json::from_str(&text).expect("JSON");
+    let categories = &baseline["features"]["Contract"]["categories"];
+    let contract = ["Month-to-month", "One year", "Two year"].map(|name| categories[name].as_f64().expect("a count"));
+    let features = version["features"].as_array().expect("features");
+    let of_contract = features.iter().find(|one| one["feature"] == "Contract").expect("a feature");
+    let found = of_contract["psi"].as_f64().expect("a number");
+    // A fifth of the rows are of the first chunk, and so is a fifth of what is counted, within five standard errors.
+    let with = |share: f64| psi(&contract, &[share * counted, 0.0, (1.0 - share) * counted]);
+    let (most, least) = (with(0.11), with(0.29));
+    assert!((least..=most).contains(&found), "{found} is not of {least} to {most}");
+}
+
