@@ -41,6 +41,7 @@ impl Engine {
         addressed: Option<Arm>,
         budget: Money,
     ) -> Allotted {
+        let draw = self.draw(serving, records.len());
         let mut stages = Stages::default();
         let chunks: Vec<Chunk> =
             records.chunks(BATCH_ROWS).map(|chunk| self.score_chunk(serving, chunk, addressed, &mut stages)).collect();
@@ -78,7 +79,7 @@ impl Engine {
             chunk.now_ms = now_ms;
             self.conclude(serving, records, chunk, addressed, choosing, &mut batch);
             let inputs = &inputs[from..from + records.len()];
-            parts.push((records.len(), self.record_batch(serving, records, inputs, batch)));
+            parts.push((records.len(), self.record_batch(serving, records, inputs, batch, draw)));
         }
         Allotted { parts, value_max }
     }

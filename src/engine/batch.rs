@@ -31,6 +31,24 @@ pub struct Batch {
     pub receipt: Receipt,
 }
 
+/// The rows of an array that the monitors count: a share of all alike, since the first ones may be the least alike the others. The same
+/// for all chunks of the array.
+#[derive(Debug, Clone, Copy)]
+pub struct Draw {
+    champion: f64,
+    challenger: f64,
+}
+
+impl Draw {
+    fn takes(self, arm: Arm) -> bool {
+        let share = match arm {
+            Arm::Champion => self.champion,
+            Arm::Challenger => self.challenger,
+        };
+        share >= 1.0 || fastrand::f64() < share
+    }
+}
+
 /// Records that are scored.
 pub(super) struct Chunk<'r> {
     /// The champion's rows, row-major.
@@ -57,8 +75,15 @@ impl Draft {
 }
 
 impl Engine {
+    /// What the monitors count of an array of `rows`, as many as they have places for now. To be asked once for all of its chunks.
+    pub fn draw(&self, serving: &Serving, rows: usize) -> Draw {
+        let now_ms = self.now_ms();
+        let share = |arm| serving.candidate(arm).monitor.share(now_ms, rows);
+        Draw { champion: share(Arm::Champion), challenger: share(Arm::Challenger) }
+    }
+
     /// Decides on many records, each read from its place of `inputs`, scored as real batches; each is answered in its place,
-    /// whatever the others are. Their receipt is for all of them.
+    /// whatever the others are. Their receipt is for all of them. `draw` is that of the array that they are a part of.
     ///
     /// Errors: [`Error::Ledger`] when they cannot be recorded.
     pub fn decide_batch(
@@ -67,13 +92,14 @@ impl Engine {
         records: &[Record],
         inputs: &[Bytes],
         addressed: Option<Arm>,
+        draw: Draw,
     ) -> Result<Batch, Error> {
         let mut batch = Draft::default();
         for chunk in records.chunks(BATCH_ROWS) {
             let scored = self.score_chunk(serving, chunk, addressed, &mut batch.stages);
             self.conclude(serving, chunk, scored, addressed, |_| Choosing::Alone, &mut batch);
         }
-        self.record_batch(serving, records, inputs, batch)
+        self.record_batch(serving, records, inputs, batch, draw)
     }
 
     /// Records what was decided on `records`: the decisions with what is to be kept before they are answered.
@@ -83,6 +109,7 @@ impl Engine {
         records: &[Record],
         inputs: &[Bytes],
         batch: Draft,
+        draw: Draw,
     ) -> Result<Batch, Error> {
         let Draft { decisions, reserved, stages } = batch;
         let receipt = match &self.ledger {
@@ -95,15 +122,14 @@ impl Engine {
             None => Receipt::done(),
         };
         reserved.into_iter().for_each(Reserved::keep);
-        // Of all rows alike: the first ones of a batch may be the least alike the others.
-        let places = serving.champion.monitor.places(self.now_ms());
-        let share = f64::from(places) / records.len().max(1) as f64;
+        // The second of its places is the one in which a row is counted: since it was decided on others may have begun the next.
+        let now_ms = self.now_ms();
         for (decision, record) in decisions.iter().zip(records) {
             let Ok(decision) = decision else { continue };
             serving.count(decision);
-            if share >= 1.0 || fastrand::f64() < share {
+            if draw.takes(decision.arm) {
                 let (score, age_ms) = (decision.score.value(), decision.features_age_ms);
-                serving.candidate(decision.arm).monitor.observe(decision.decided_at_ms, record, score, age_ms);
+                serving.candidate(decision.arm).monitor.observe(now_ms, record, score, age_ms);
             }
         }
         Ok(Batch { decisions, stages, receipt })

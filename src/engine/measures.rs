@@ -21,6 +21,10 @@ use crate::ledger::Ticket;
 /// Values of one dimension that are told, the most frequent ones.
 const VALUES_MAX: usize = 16;
 
+/// Dimensions of whose every part the policy holds out the same share. Whom it does is part of no experiment, and so has neither the policy
+/// of an arm nor its segments.
+const HELD_OUT_ALIKE: [&str; 2] = ["version", "arm"];
+
 /// Figures with what they rest on.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Measured<T> {
@@ -98,8 +102,8 @@ impl<'s> View<'s> {
             }
         }
         let kind = |row: &Row| &sample.kinds.values[row.kind as usize];
-        let held_out = |row: &&Row| kind(row).maker.model == model && kind(row).holdout.is_some();
-        let share = sample.rows.iter().rev().find(held_out).and_then(|row| kind(row).maker.holdout);
+        let of_model = |row: &&Row| kind(row).maker.model == model;
+        let share = sample.rows.iter().rev().filter(of_model).find_map(|row| kind(row).share);
         Self { sample, model, now_ms, window_ms, maturity_ms, departures, share }
     }
 
@@ -156,7 +160,7 @@ impl<'s> View<'s> {
         Customer {
             score: row.score,
             age_ms: (self.now_ms - row.at_ms).max(0) as u64,
-            holdout: kind.holdout.filter(|_| kind.maker.holdout == self.share),
+            holdout: kind.holdout().filter(|_| kind.share == self.share),
             offered: false,
             decisions: 0,
             cost: 0.0,
@@ -207,7 +211,7 @@ impl<'s> View<'s> {
 
     fn census(&self, customers: &[(Customer, u32)]) -> Vec<Attribute> {
         let mut census = Census::default();
-        for (customer, groups) in customers.iter().filter(|(customer, _)| customer.is_treated()) {
+        for (customer, groups) in customers {
             let groups: &Groups = &self.sample.groups.values[*groups as usize];
             // Who is known only for having left would make all of the young leave.
             let churned = (customer.age_ms as i64 >= self.maturity_ms)
@@ -269,9 +273,13 @@ impl Engine {
 
     fn kpis_of(&self, model: &str, window: Window, in_parts: bool) -> Result<Measured<Kpis>, Error> {
         let targets = self.insight.options.targets();
-        self.measured(model, window, in_parts, |view, is_part| {
+        let mut found = self.measured(model, window, in_parts, |view, is_part| {
             kpis::kpis(&view.cohorts(is_part), &targets, view.share.map(f64::from_bits))
-        })
+        })?;
+        for part in found.parts.iter_mut().filter(|part| !HELD_OUT_ALIKE.contains(&part.dimension)) {
+            part.figures.ratio = None;
+        }
+        Ok(found)
     }
 
     /// The key figures of a model over `window`, as a whole and in parts, and how its budget stands.
@@ -294,9 +302,12 @@ impl Engine {
     }
 
     fn fairness_of(&self, model: &str, window: Window, in_parts: bool) -> Result<Measured<Fairness>, Error> {
-        self.measured(model, window, in_parts, |view, is_part| Fairness {
-            offers: view.census(&view.recent(is_part)),
-            matured: view.census(&view.matured(is_part)),
+        self.measured(model, window, in_parts, |view, is_part| {
+            let is_decided = |kind: &Kind| !kind.is_kept && is_part(kind);
+            Fairness {
+                offers: view.census(&view.recent(&is_decided)),
+                matured: view.census(&view.matured(&is_decided)),
+            }
         })
     }
 

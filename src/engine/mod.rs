@@ -35,7 +35,7 @@ use arc_swap::ArcSwap;
 
 pub use account::Balance;
 pub use allotment::Allotted;
-pub use batch::Batch;
+pub use batch::{Batch, Draw};
 pub use capacity::Occupancy;
 pub use decide::Stages;
 pub use error::Error;

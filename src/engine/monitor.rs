@@ -163,6 +163,11 @@ impl Monitor {
         if quota >> 32 == now_ms / 1_000 { COUNTED_MAX.saturating_sub(quota as u32) } else { COUNTED_MAX }
     }
 
+    /// The share of `rows` that come at `now_ms` for which there are places, 0 to 1.
+    pub(super) fn share(&self, now_ms: u64, rows: usize) -> f64 {
+        (f64::from(self.places(now_ms)) / rows.max(1) as f64).min(1.0)
+    }
+
     /// Counts a request, if there is a place for it in this second.
     pub(super) fn observe(&self, now_ms: u64, record: &Record, score: f64, age_ms: Option<u64>) {
         let left = self.places(now_ms);

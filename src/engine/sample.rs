@@ -26,9 +26,20 @@ pub(super) struct Kind {
     pub(super) maker: Arc<Made>,
     pub(super) arm: String,
     pub(super) segment: Option<String>,
-    pub(super) holdout: Option<bool>,
+    /// Whether the customer was kept from intervention, be it by the policy or by an experiment.
+    pub(super) is_kept: bool,
+    /// The bits of the share that the policy in force holds out, if it does; the policy of an arm never does.
+    pub(super) share: Option<u64>,
     /// Each experiment with its arm, as `name/arm`.
     pub(super) experiments: Vec<String>,
+}
+
+impl Kind {
+    /// Whether the policy in force held the customer out; `None` where it holds out nobody. Whom it does is part of no experiment, so
+    /// nobody whom an experiment keeps from intervention is among them.
+    pub(super) fn holdout(&self) -> Option<bool> {
+        self.share.map(|_| self.is_kept && self.experiments.is_empty())
+    }
 }
 
 /// What made decisions.
@@ -112,6 +123,8 @@ pub(super) struct Sample {
     pub(super) kinds: Table<Kind>,
     pub(super) groups: Table<Groups>,
     makers: HashMap<i64, Known>,
+    /// By model, what the policy in force held out when it was last seen to decide: see `Kind::share`.
+    shares: HashMap<String, Option<u64>>,
     /// Decisions that were left out since there was no place for their kind.
     pub(super) left_out: u64,
 }
@@ -130,6 +143,7 @@ impl Default for Sample {
             kinds: Table::new(),
             groups,
             makers: HashMap::new(),
+            shares: HashMap::new(),
             left_out: 0,
         }
     }
@@ -160,7 +174,8 @@ impl Sample {
         let Some((maker, policy)) = self.maker(decided.maker, source.ledger)? else { return Ok(()) };
         let said = &decided.said;
         let segment = said.rules.iter().find_map(|rule| rule.strip_prefix("segment:")).map(str::to_owned);
-        let experiments = said.experiments.iter().map(|part| format!("{}/{}", part.name, part.arm)).collect();
+        let experiments: Vec<String> =
+            said.experiments.iter().map(|part| format!("{}/{}", part.name, part.arm)).collect();
         let (groups, usage_before) = match &decided.inputs {
             Inputs::Kept(inputs) => match (source.read)(inputs) {
                 Ok(record) => {
@@ -171,7 +186,9 @@ impl Sample {
             },
             Inputs::NotKept | Inputs::Erased => (Groups::new(), None),
         };
-        let kind = Kind { maker, arm: decided.arm, segment, holdout: said.holdout, experiments };
+        let share = self.share_in_force(&maker, !experiments.is_empty());
+        let is_kept = said.holdout == Some(true);
+        let kind = Kind { maker, arm: decided.arm, segment, is_kept, share, experiments };
         let Some(kind) = self.kinds.place(kind) else {
             self.left_out += 1;
             return Ok(());
@@ -201,6 +218,18 @@ impl Sample {
         self.places.insert(row.id, self.gone + self.rows.len() as u64);
         self.rows.push_back(row);
         Ok(())
+    }
+
+    /// What the policy in force holds out when `maker` decides. For a member of an experiment the policy of an arm may have decided, and
+    /// its document does not say.
+    fn share_in_force(&mut self, maker: &Made, is_member: bool) -> Option<u64> {
+        if is_member && maker.holdout.is_none() {
+            return self.shares.get(&maker.model).copied().flatten();
+        }
+        if self.shares.get(&maker.model) != Some(&maker.holdout) {
+            self.shares.insert(maker.model.clone(), maker.holdout);
+        }
+        maker.holdout
     }
 
     fn maker(&mut self, maker: i64, ledger: &Ledger) -> Result<Option<Known>, Error> {

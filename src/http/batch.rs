@@ -26,7 +26,7 @@ use crate::domain::decision::{Arm, Decision};
 use crate::domain::money::Money;
 use crate::domain::record::Record;
 use crate::domain::violation::{self, Violation};
-use crate::engine::{self, Serving};
+use crate::engine::{self, Draw, Serving};
 
 /// Score many customers with the default model
 ///
@@ -159,20 +159,21 @@ impl Job {
             text.push(b'}');
             return Ok((text, timing));
         }
+        let draw = self.shared.engine.draw(&self.serving, rows.len());
         for (position, chunk) in rows.chunks(STREAM_ROWS).enumerate() {
             if position > 0 {
                 text.push(b',');
             }
-            self.decide(&chunk.iter().map(bytes).collect::<Vec<_>>(), b",", &mut text, &mut timing);
+            self.decide(&chunk.iter().map(bytes).collect::<Vec<_>>(), draw, b",", &mut text, &mut timing);
         }
         text.extend_from_slice(b"]}");
         Ok((text, timing))
     }
 
     /// Decides on `rows` and writes an item for each, with `separator` between them, once they are recorded.
-    fn decide(&self, rows: &[Bytes], separator: &[u8], text: &mut Vec<u8>, timing: &mut Timing) {
+    fn decide(&self, rows: &[Bytes], draw: Draw, separator: &[u8], text: &mut Vec<u8>, timing: &mut Timing) {
         let read = self.read(rows, timing);
-        let decided = self.shared.engine.decide_batch(&self.serving, &read.records, &read.inputs, self.addressed);
+        let decided = self.shared.engine.decide_batch(&self.serving, &read.records, &read.inputs, self.addressed, draw);
         let mut decisions = Vec::with_capacity(read.records.len());
         keep(read.records.len(), decided, &mut decisions, timing);
         self.write_items(read.problems, decisions, separator, text);
@@ -299,7 +300,8 @@ impl Job {
         let mut timing = Timing::default();
         let lines = chunk.split(|byte| *byte == b'\n').filter(|line| !line.iter().all(|byte| b" \t\r".contains(byte)));
         let lines: Vec<Bytes> = lines.map(|line| chunk.slice_ref(line)).collect();
-        self.decide(&lines, b"\n", &mut text, &mut timing);
+        let draw = self.shared.engine.draw(&self.serving, lines.len());
+        self.decide(&lines, draw, b"\n", &mut text, &mut timing);
         if !text.is_empty() {
             text.push(b'\n');
         }

@@ -102,7 +102,7 @@ pub(super) struct Kpis {
     churn_lift: Option<Lift>,
     /// What they did to what is lost with a customer, in money.
     loss_lift: Option<Lift>,
-    /// Whether as many customers are held out as should be. Null without a holdout.
+    /// Whether the policy holds out as many customers as it should. Null without a holdout, and for parts other than versions and arms.
     holdout_ratio: Option<HoldoutRatio>,
 }
 

@@ -259,6 +259,67 @@ async fn figures_are_those_that_can_be_counted_by_hand() {
     assert_eq!(found["overall"]["customers"], CUSTOMERS);
 }
 
+/// The policy of an arm.
+const CREDIT: &str = r#"
+name = "credit"
+description = "Everybody gets a credit"
+currency = "USD"
+[[tiers]]
+name = "all"
+score = "[0, 1]"
+intervention = "credit"
+[interventions.credit]
+description = "A credit"
+cost = 5
+expected_effectiveness = 0.2
+"#;
+
+#[tokio::test]
+async fn whom_an_experiment_keeps_is_not_held_out_by_the_policy() {
+    let (service, _directory) = start(&[]);
+    let arms = json!([{"name": "credit", "share": 0.3, "policy": CREDIT}, {"name": "control", "share": 0.3}]);
+    let experiment = json!({
+        "name": "credit", "hypothesis": "Credit keeps more customers.", "owner": "retention",
+        "to": "2099-01-01T00:00:00Z", "arms": arms, "holdout": 0.4,
+    });
+    let created = service.post_admin("/v1/experiments", &[], &json!({"by": "ops", "experiment": experiment})).await;
+    assert_eq!(created.status, 200, "{}", created.text);
+    let rows: Vec<Value> = (0..CUSTOMERS).map(|at| row(at).0).collect();
+    // Before the experiment runs the policy in force is seen to decide.
+    assert_eq!(service.post("/v1/score", &rows[0]).await.status, 200);
+    let started =
+        service.post_admin("/v1/experiments/credit/start", &[], &json!({"by": "ops", "why": "to know"})).await;
+    assert_eq!(started.status, 200, "{}", started.text);
+    let answer = service.post("/v1/score/batch", &json!(rows)).await.json();
+    let decisions = answer["results"].as_array().expect("results");
+    let arm = |decision: &Value| decision["experiments"][0]["arm"].as_str().unwrap_or_default().to_owned();
+    let held_out = decisions.iter().filter(|one| one["holdout"] == true && arm(one).is_empty()).count();
+    // The first was decided on before, and so not kept from all of it.
+    let kept = decisions.iter().skip(1).filter(|one| arm(one) == "holdout").count();
+    assert!(held_out > 100 && kept > 50, "{held_out} {kept}");
+    // The newest decision is by the policy of an arm, which holds out nobody.
+    let by_arm = decisions.iter().position(|one| arm(one) == "credit").expect("a member");
+    assert_eq!(service.post("/v1/score", &rows[by_arm]).await.json()["experiments"][0]["arm"], "credit");
+
+    let found = service.get_admin("/v1/insight/kpis?window=1h").await.json();
+    let overall = &found["overall"];
+    let ratio = &overall["holdout_ratio"];
+    assert_eq!(
+        (&ratio["held_out"], &ratio["treated"], &ratio["expected"], &ratio["mismatch"]),
+        (&json!(held_out), &json!(CUSTOMERS - held_out), &json!(0.4), &json!(false))
+    );
+    assert_eq!(figure(overall, "churn_rate_held_out")["estimate"]["n"], held_out);
+    for part in found["parts"].as_array().expect("parts") {
+        let is_alike = ["version", "arm"].contains(&part["dimension"].as_str().expect("a name"));
+        assert_eq!(part["holdout_ratio"].is_object(), is_alike, "{part}");
+    }
+    // Nothing was decided for whom anything kept from it.
+    let fairness = service.get_admin("/v1/insight/fairness?window=1h").await.json();
+    let groups = fairness["overall"]["offers"][0]["groups"].as_array().expect("groups").clone();
+    let counted: u64 = groups.iter().map(|group| group["customers"].as_u64().expect("a count")).sum();
+    assert_eq!(counted as usize, CUSTOMERS - held_out - kept);
+}
+
 #[tokio::test]
 async fn the_same_is_measured_after_a_restart_and_fewer_customers_where_there_are_too_many() {
     let (service, directory) = start(&[]);
@@ -378,6 +439,35 @@ async fn drift_is_found_and_named_and_stale_features_are_flagged() {
     wrong["context"] = json!({"features_at": "yesterday"});
     let refused = service.post("/v1/score", &wrong).await;
     assert_eq!((refused.status, &refused.json()["errors"][0]["pointer"]), (422, &json!("/context/features_at")));
+}
+
+#[tokio::test]
+async fn of_a_long_array_all_rows_are_counted_alike() {
+    let service = Service::start(&["insight.refresh_secs=1"]);
+    let rows: Vec<Value> = (0..2_560)
+        .map(|at| {
+            let mut row = customer_with("Contract", json!(if at < 512 { "Month-to-month" } else { "Two year" }));
+            row["customer_id"] = json!(format!("C-{at}"));
+            row
+        })
+        .collect();
+    assert_eq!(service.post("/v1/score/batch", &json!(rows)).await.status, 200);
+    let found = service.get_admin("/v1/insight/drift?window=1h").await.json();
+    let version = &found["versions"][0];
+    // 500 are wanted of them, drawn one by one.
+    let counted = version["n"].as_f64().expect("a count");
+    assert!((400.0..=600.0).contains(&counted), "{counted}");
+    let text = std::fs::read_to_string("models/telco-churn/1.0.0/baseline.json").expect("a baseline");
+    let baseline: Value = serde_json::from_str(&text).expect("JSON");
+    let categories = &baseline["features"]["Contract"]["categories"];
+    let contract = ["Month-to-month", "One year", "Two year"].map(|name| categories[name].as_f64().expect("a count"));
+    let features = version["features"].as_array().expect("features");
+    let of_contract = features.iter().find(|one| one["feature"] == "Contract").expect("a feature");
+    let found = of_contract["psi"].as_f64().expect("a number");
+    // A fifth of the rows are of the first chunk, and so is a fifth of what is counted, within five standard errors.
+    let with = |share: f64| psi(&contract, &[share * counted, 0.0, (1.0 - share) * counted]);
+    let (most, least) = (with(0.11), with(0.29));
+    assert!((least..=most).contains(&found), "{found} is not of {least} to {most}");
 }
 
 #[tokio::test]
