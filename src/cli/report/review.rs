@@ -327,7 +327,8 @@ fn groups(attribute: &Value, ratio: &str, title: &str, means: &str) -> Markup {
             let name = string(&group["group"]);
             let label = format!("{name} ({})", grouped(group["customers"].as_f64().unwrap_or(0.0), 0));
             if group["reference"] == true {
-                let rate = group["selection_rate"].as_f64().map_or("-".to_owned(), |rate| Unit::Share.write(rate));
+                let rate = if ratio == "parity" { "selection_rate" } else { "true_positive_rate" };
+                let rate = group[rate].as_f64().map_or("-".to_owned(), |rate| Unit::Share.write(rate));
                 reference = format!("Compared with {name}, of whom {rate} were offered something.");
                 let note = Some("1 (the others by this one)".to_owned());
                 return Row { note, ..Row::new(label, Some(Figure::exact(1.0))) };
