@@ -1,11 +1,13 @@
 //! The command line: what can be asked of the binary, and its exit codes. The verbs about the ledger are in `ledger`, those about
-//! slots, rollouts and policies in `slots`, those about experiments in `experiments`, those about API keys in `key`.
+//! slots, rollouts and policies in `slots`, those about experiments in `experiments`, those about API keys in `key`, the
+//! monthly review in `report`.
 
 mod client;
 mod door;
 mod experiments;
 mod key;
 mod ledger;
+mod report;
 mod slots;
 mod table;
 
@@ -76,6 +78,8 @@ enum Command {
     /// Compare policies or interventions on shares of the customers
     #[command(subcommand)]
     Experiment(experiments::Experiment),
+    /// Write the monthly review of a running service: one HTML file with plots, for readers who are not engineers
+    Report(report::Report),
     /// Make, list and revoke API keys
     #[command(subcommand)]
     Key(key::KeyCommand),
@@ -160,6 +164,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Rollout(command) => command.run(),
         Command::Policy(command) => command.run(),
         Command::Experiment(command) => command.run(),
+        Command::Report(report) => report.run(),
         Command::Openapi { admin } => write_out(&http::contract_yaml(admin)),
     };
     match done {

@@ -116,7 +116,11 @@ pub(super) struct Kpi {
     unit: &'static str,
     /// Null where there is nothing to tell it from.
     estimate: Option<Figure>,
-    /// How it stands to the target, floor or ceiling that is set: `met`, `missed` or `unresolved`. Absent without one.
+    /// The target, floor or ceiling that is set: at least so much of a share, at most so much money. Absent without one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    target: Option<f64>,
+    /// How it stands to that: `met`, `missed` or `unresolved`. Absent without a target or an estimate.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     standing: Option<&'static str>,
@@ -162,6 +166,7 @@ impl From<kpis::Kpis> for Kpis {
             name: kpi.name,
             unit: kpi.unit,
             estimate: estimate(kpi.estimate),
+            target: kpi.target,
             standing: kpi.standing.map(kpis::Standing::name),
             made_of: kpi.made_of,
         };

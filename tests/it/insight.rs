@@ -12,7 +12,7 @@ const CUSTOMERS: usize = 400;
 
 /// A customer with all that was sent and answered.
 #[derive(Debug)]
-struct Sent {
+pub(crate) struct Sent {
     held_out: bool,
     score: f64,
     /// Of each decision.
@@ -25,7 +25,7 @@ struct Sent {
     revenues: Vec<f64>,
 }
 
-fn start(overrides: &[&str]) -> (Service, tempfile::TempDir) {
+pub(crate) fn start(overrides: &[&str]) -> (Service, tempfile::TempDir) {
     let directory = tempfile::tempdir().expect("a directory");
     let policy = directory.path().join("policy.toml");
     std::fs::write(&policy, format!("{VALUE}\n[holdout]\nshare = 0.4")).expect("written");
@@ -48,7 +48,7 @@ fn row(at: usize) -> (Value, f64, &'static str) {
 }
 
 /// Decides on customers, some of them twice, and says what they then did.
-async fn history(service: &Service) -> Vec<Sent> {
+pub(crate) async fn history(service: &Service) -> Vec<Sent> {
     let rows: Vec<(Value, f64, &str)> = (0..CUSTOMERS).map(row).collect();
     let again: Vec<Value> = rows.iter().step_by(4).map(|(row, ..)| row.clone()).collect();
     let first: Vec<Value> = rows.iter().map(|(row, ..)| row.clone()).collect();

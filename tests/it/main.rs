@@ -16,6 +16,7 @@ mod outcomes;
 mod policy;
 mod problems;
 mod reasons;
+mod report;
 mod score;
 mod service;
 mod simulate;

@@ -67,7 +67,9 @@ pub struct Kpi {
     pub unit: &'static str,
     /// `None` where there is nothing to tell it from.
     pub estimate: Option<Estimate>,
-    /// How it stands to what is aimed at, if anything is.
+    /// What is aimed at, if anything is, in the unit of the figure: at least so much of a share, at most so much money.
+    pub target: Option<f64>,
+    /// How it stands to that, where both are known.
     pub standing: Option<Standing>,
     /// The figures that it is made of, by name.
     pub made_of: &'static [&'static str],
@@ -163,8 +165,16 @@ pub fn kpis(cohorts: &Cohorts, targets: &Targets, holdout: Option<f64>) -> Kpis 
     let counted = |value: f64, n: u64| Some(Estimate { value, low: value, high: value, n });
     let precision = quality::precision(cohorts);
 
-    let kpi = |name, unit, estimate: Option<Estimate>, made_of| Kpi { name, unit, estimate, standing: None, made_of };
+    let kpi = |name, unit, estimate: Option<Estimate>, made_of| Kpi {
+        name,
+        unit,
+        estimate,
+        target: None,
+        standing: None,
+        made_of,
+    };
     let aimed = |kpi: Kpi, aim: f64, standing: fn(&Estimate, f64) -> Standing| Kpi {
+        target: Some(aim).filter(|aim| *aim > 0.0),
         standing: kpi.estimate.as_ref().filter(|_| aim > 0.0).map(|estimate| standing(estimate, aim)),
         ..kpi
     };
