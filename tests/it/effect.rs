@@ -18,7 +18,8 @@ async fn canary(service: &Service, left: [usize; 2]) -> [usize; 2] {
     done(service, "start", json!({"steps": [step(0.5), step(0.6)]})).await;
     let mut rows = customers(CUSTOMERS);
     for (at, row) in rows.as_array_mut().expect("rows").iter_mut().enumerate() {
-        row["context"] = json!({"audit": {"sex": ["f", "m"][at % 2]}});
+        let group = ["f", "m"][at % 2];
+        row["context"] = json!({"audit": {"sex": group}});
     }
     let answer = service.post("/v1/score/batch", &rows).await.json();
     let (mut seen, mut gone) = ([0; 2], [0; 2]);
@@ -67,7 +68,8 @@ async fn a_challenger_whose_customers_leave_as_often_is_not_and_waits_only_where
         let models = models();
         let service = start(models.path(), None, "1.2.0", &[&SETTINGS, settings].concat());
         let gone = canary(&service, [30, 30]).await;
-        let expected = format!("{} of {} customers left, {} of {} of the champion's", gone[1], gone[1], gone[0], gone[0]);
+        let expected =
+            format!("{} of {} customers left, {} of {} of the champion's", gone[1], gone[1], gone[0], gone[0]);
         let is_known = |churn: &Value| churn["figures"].as_str().is_some_and(|figures| figures.starts_with(&expected));
         until(async || reading(&slots(&service).await["rollout"]["guardrails"], "churn").is_some_and(is_known)).await;
         let guardrails = slots(&service).await["rollout"]["guardrails"].clone();

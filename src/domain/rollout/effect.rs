@@ -195,7 +195,11 @@ mod tests {
         assert_eq!(verdict_of(&judge(&limits(), &of(1)), "churn"), Some(Verdict::Pass));
         let labels = [Labels::default(), Labels { known: 500, left: 500 }];
         let alone = Effect { strata: vec![Stratum { share: 1.0, labels }], ..Effect::default() };
-        assert_eq!(judge(&limits(), &alone), [], "all customers are the challenger's: there is nothing to compare with");
+        assert_eq!(
+            judge(&limits(), &alone),
+            [],
+            "all customers are the challenger's: there is nothing to compare with"
+        );
     }
 
     /// Groups of two arms, each by the rates of its two groups, as they grow: the verdicts at 25 looks.
@@ -247,7 +251,8 @@ mod tests {
         assert_eq!(verdict(census([10, 10], 20), census([5, 10], 20)), Some(Verdict::Hold));
         assert_eq!(verdict(census([5, 10], 20), census([5, 10], 20)), Some(Verdict::Pass), "no worse");
         assert_eq!(verdict(census([10, 10], 20), census([9, 10], 20)), Some(Verdict::Pass));
-        assert_eq!(verdict(census([100, 400], 800), census([40, 400], 800)), Some(Verdict::Fail), "worse yet");
+        let (half, quarter) = (census([2_000, 4_000], 8_000), census([1_000, 4_000], 8_000));
+        assert_eq!(verdict(half, quarter), Some(Verdict::Fail), "worse yet");
         assert_eq!(verdict(census([0, 0], 20), census([5, 10], 20)), None, "the champion offers nothing");
         assert_eq!(verdict(Vec::new(), Vec::new()), None);
     }
