@@ -137,6 +137,7 @@ impl Engine {
             self.tell_drift();
             let measured = self.ledger.as_ref().map_or(Ok(()), |_| {
                 while self.catch_up()? > 0 && !self.is_closing() {}
+                self.tell_effects();
                 self.tell_measures()
             });
             if let Err(error) = measured {

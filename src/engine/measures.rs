@@ -80,7 +80,8 @@ pub struct Drifted {
 /// When a customer left, and when that was recorded, in milliseconds since 1970.
 type Departures = HashMap<Ticket, Vec<(i64, i64)>>;
 
-struct View<'s> {
+/// The sample as one model sees it.
+pub(super) struct View<'s> {
     sample: &'s Sample,
     model: &'s str,
     now_ms: i64,
@@ -93,7 +94,7 @@ struct View<'s> {
 }
 
 impl<'s> View<'s> {
-    fn new(sample: &'s Sample, model: &'s str, now_ms: u64, window: Window, maturity_ms: u64) -> Self {
+    pub(super) fn new(sample: &'s Sample, model: &'s str, now_ms: u64, window: Window, maturity_ms: u64) -> Self {
         let (now_ms, window_ms, maturity_ms) = (now_ms as i64, window.ms() as i64, maturity_ms as i64);
         let mut departures = Departures::new();
         for row in &sample.rows {
@@ -107,13 +108,13 @@ impl<'s> View<'s> {
         Self { sample, model, now_ms, window_ms, maturity_ms, departures, share }
     }
 
-    fn kind(&self, row: &Row) -> &Kind {
+    pub(super) fn kind(&self, row: &Row) -> &Kind {
         &self.sample.kinds.values[row.kind as usize]
     }
 
     /// The rows of the model that were decided on from `from_ms` until `to_ms`, both included, and of which `is_part` says that they are
     /// meant.
-    fn rows(&self, from_ms: i64, to_ms: i64, is_part: &dyn Fn(&Kind) -> bool) -> impl Iterator<Item = &Row> {
+    pub(super) fn rows(&self, from_ms: i64, to_ms: i64, is_part: &dyn Fn(&Kind) -> bool) -> impl Iterator<Item = &Row> {
         // Kinds are few, rows are many.
         let is_meant = |kind: &Kind| kind.maker.model == self.model && is_part(kind);
         let meant: Vec<bool> = self.sample.kinds.values.iter().map(is_meant).collect();
@@ -151,7 +152,7 @@ impl<'s> View<'s> {
     }
 
     /// A customer as of the first decision, with nothing counted yet.
-    fn begin(&self, row: &Row) -> Customer {
+    pub(super) fn begin(&self, row: &Row) -> Customer {
         let horizon = row.at_ms.saturating_add(self.maturity_ms.max(BEFORE_MS_MAX));
         let left = self.departures.get(&row.customer).into_iter().flatten();
         let left = left.filter(|(at_ms, _)| (row.at_ms - BEFORE_MS_MAX..=horizon).contains(at_ms));

@@ -7,6 +7,7 @@ mod batch;
 mod capacity;
 mod decide;
 mod dry_run;
+mod effect;
 mod error;
 mod experiments;
 mod insight;

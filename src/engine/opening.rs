@@ -3,6 +3,8 @@
 
 use std::sync::{Arc, Mutex};
 
+use arc_swap::ArcSwapOption;
+
 use super::account::Account;
 use super::capacity::Capacities;
 use super::experiments::digests;
@@ -39,7 +41,7 @@ impl Deck {
         held.account = account.map(Arc::new);
         let capacities = Capacities::open(&held.policy, &name, engine.ledger.as_ref(), engine.now_ms(), None)?;
         held.capacities = capacities.map(Arc::new);
-        Ok(Self { name, held: Mutex::new(held), staging: Mutex::new(None) })
+        Ok(Self { name, held: Mutex::new(held), staging: Mutex::new(None), effect: ArcSwapOption::empty() })
     }
 
     fn begin(name: &str, version: &str, policy: Arc<Policy>, engine: &Engine) -> Result<Held, Error> {

@@ -6,10 +6,12 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use super::effect::Found;
 use super::serving::Watches;
 use super::slots::{Deck, Delivery, Held};
 use super::{Ask, Engine, Error, Moved};
 use crate::domain::access::SERVICE;
+use crate::domain::rollout::effect::{self, Effect};
 use crate::domain::rollout::guardrail::{self, Limits, Reading, Verdict, verdict};
 use crate::domain::rollout::moves::Move;
 use crate::domain::rollout::slots::Slots;
@@ -70,7 +72,7 @@ impl Options {
 }
 
 /// What the looks at one step of a rollout have found so far. It is not kept over a restart: a rollout that goes on collects it anew,
-/// and holds until it has enough.
+/// and holds until it has enough. What came of its decisions is not in it: that is in the ledger.
 #[derive(Debug, Default)]
 pub(super) struct Evidence {
     errors: RateTest,
@@ -85,8 +87,8 @@ pub(super) struct Evidence {
 }
 
 impl Evidence {
-    /// Looks at `watches`: the verdict.
-    pub(super) fn look(&mut self, rollout: &Rollout, watches: &Watches) -> Verdict {
+    /// Looks at `watches`, and at what came of the rollout, if that is measured: the verdict.
+    fn look(&mut self, rollout: &Rollout, watches: &Watches, found: Option<&Found>) -> Verdict {
         let (champion, challenger) = watches.observed();
         let now = [(champion.customers, champion.failed), (challenger.customers, challenger.failed)];
         let since =
@@ -104,6 +106,12 @@ impl Evidence {
         self.readings = guardrail::judge(&limits, &self.errors, &champion, &challenger);
         let answers = self.answers(watches);
         self.readings.extend(answers);
+        // Nobody is answered by a shadow, so nothing comes of it. The rest is evidence of all steps together.
+        if rollout.at().exposure == Exposure::Canary {
+            let none = Effect::default();
+            let effect = found.filter(|found| found.rollout == rollout.id).map_or(&none, |found| &found.effect);
+            self.readings.extend(effect::judge(&rollout.plan.limits, effect));
+        }
         guardrail::verdict(&self.readings)
     }
 
@@ -158,7 +166,7 @@ impl Engine {
         let now_ms = self.now_ms();
         let Held { slots, evidence, watches, .. } = held;
         let Some((rollout, watches)) = slots.rollout.as_ref().zip(watches.as_ref()) else { return };
-        let found = evidence.look(rollout, watches);
+        let found = evidence.look(rollout, watches, deck.effect.load().as_deref());
         self.metrics.guardrails(
             &deck.name,
             evidence.readings.iter().map(|reading| (&*reading.guardrail, level(reading.verdict))),

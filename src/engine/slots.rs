@@ -4,8 +4,11 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwapOption;
+
 use super::account::Account;
 use super::capacity::Capacities;
+use super::effect::Found;
 use super::experiments::ArmPolicies;
 use super::rollout::Evidence;
 use super::serving::{Candidate, Serving, Trial, Watches};
@@ -27,6 +30,8 @@ pub(super) struct Deck {
     pub(super) held: Mutex<Held>,
     /// A model is being loaded for the idle slot.
     pub(super) staging: Mutex<Option<Asked>>,
+    /// What came of its rollout, as it was measured last.
+    pub(super) effect: ArcSwapOption<Found>,
 }
 
 /// What a move changes.

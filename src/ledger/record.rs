@@ -88,7 +88,10 @@ pub enum Action {
 
 /// Something to be recorded. Made on the thread of a request, so it only holds what is there already.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "nearly all are decisions, and a box for each would be an allocation on the way of a request")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly all are decisions, and a box for each would be an allocation on the way of a request"
+)]
 pub(super) enum Draft {
     /// A decision on the customer of `pseudonym`, who sent `inputs`.
     Decision { decision: Decision, pseudonym: Pseudonym, inputs: bytes::Bytes },

@@ -7,6 +7,7 @@ mod batch;
 mod bundle;
 mod contract;
 mod counterfactuals;
+mod effect;
 mod experiments;
 mod health;
 mod insight;

@@ -10,7 +10,7 @@ use crate::ledger::{mainstay, problems};
 use crate::service::{Answer, Service, config, customer, customer_with, read_to_end, until};
 
 /// A directory of models with the bundled ones and the faulty ones.
-fn models() -> tempfile::TempDir {
+pub(crate) fn models() -> tempfile::TempDir {
     let root = tempfile::tempdir().expect("a directory");
     for (from, name) in [("models", "telco-churn"), ("models", "mlc-churn"), ("tests/data/bundles", "telco-churn")] {
         let to = root.path().join(name);
@@ -25,7 +25,7 @@ fn models() -> tempfile::TempDir {
 }
 
 /// A service with all of them; its champion of telco-churn is `version`.
-fn start(models: &Path, ledger: Option<&Path>, version: &str, more: &[&str]) -> Service {
+pub(crate) fn start(models: &Path, ledger: Option<&Path>, version: &str, more: &[&str]) -> Service {
     let dir = format!("models.dir={}", models.display());
     let serve = format!(
         "models.serve=[{{name = \"telco-churn\", version = \"{version}\"}}, {{name = \"mlc-churn\", version = \"1.0.0\"}}]"
@@ -43,17 +43,17 @@ async fn act(service: &Service, verb: &str, mut body: Value) -> Answer {
     service.post_admin(&format!("/v1/slots/telco-churn/{verb}"), &[], &body).await
 }
 
-async fn done(service: &Service, verb: &str, body: Value) -> Value {
+pub(crate) async fn done(service: &Service, verb: &str, body: Value) -> Value {
     let answer = act(service, verb, body).await;
     assert_eq!(answer.status, 200, "{verb}: {}", answer.text);
     answer.json()
 }
 
-async fn stage(service: &Service, version: &str) -> Value {
+pub(crate) async fn stage(service: &Service, version: &str) -> Value {
     done(service, "stage", json!({"version": version})).await
 }
 
-async fn slots(service: &Service) -> Value {
+pub(crate) async fn slots(service: &Service) -> Value {
     service.get_admin("/v1/slots/telco-churn").await.json()
 }
 
@@ -77,7 +77,7 @@ async fn decided(service: &Service, body: &Value) -> (String, String) {
 }
 
 /// Customers of all tenures, the faulty ones among them.
-fn customers(count: usize) -> Value {
+pub(crate) fn customers(count: usize) -> Value {
     let customer = |number: usize| {
         let mut customer = customer_with("tenure", json!(number * 7 % 72));
         customer["customer_id"] = json!(format!("c-{number}"));

@@ -1,5 +1,6 @@
 //! Guardrails: the measured conditions under which a rollout may go on. What was observed of each arm, and the verdict that follows;
-//! what follows from the verdict is in `rollout`.
+//! those of what came of
+//! decisions are in `effect`, what follows from the verdict is in `rollout`.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,7 +10,7 @@ use crate::domain::statistics::sequential::{RateTest, difference_interval, share
 /// Bins of the latency histogram.
 pub const LATENCY_BINS: usize = 100;
 /// The guardrails, each of which gets its part of `alpha`.
-const GUARDRAILS: f64 = 5.0;
+pub(super) const GUARDRAILS: f64 = 7.0;
 /// The quantiles of latency that are compared.
 const QUANTILES: [f64; 3] = [0.5, 0.9, 0.99];
 /// The looks that the level of drift, whose statistic is only valid for one, is shared among.
@@ -33,8 +34,28 @@ pub struct Limits {
     pub psi_max: f64,
     /// How much the share of a tier may differ between the arms, 0 to 1.
     pub tier_shift_max: f64,
+    /// By how much of the champion's churn rate the challenger's may be over it, 0 or more: 0.1 is a tenth.
+    #[serde(default = "churn_margin")]
+    pub churn_margin: f64,
+    /// By how much the challenger's least parity ratio may be under the champion's, 0 to 1.
+    #[serde(default = "fairness_margin")]
+    pub fairness_margin: f64,
+    /// Customers of each arm of whom it has to be known whether they left, before anything passes; with 0 a lack of outcomes keeps
+    /// nothing from passing.
+    #[serde(default)]
+    pub outcomes_min: u64,
     /// The share of rollouts without any fault that may fail, 0 to 1, however often they are looked at.
     pub alpha: f64,
+}
+
+/// Of plans that are older than this limit.
+fn churn_margin() -> f64 {
+    0.1
+}
+
+/// Of plans that are older than this limit.
+fn fairness_margin() -> f64 {
+    0.05
 }
 
 impl Limits {
@@ -48,6 +69,9 @@ impl Limits {
             ("latency_floor_us", self.latency_floor_us, 0.0, 1e9),
             ("psi_max", self.psi_max, 1e-3, 1e3),
             ("tier_shift_max", self.tier_shift_max, 1e-3, 1.0),
+            ("churn_margin", self.churn_margin, 0.0, 10.0),
+            ("fairness_margin", self.fairness_margin, 0.0, 1.0),
+            ("outcomes_min", self.outcomes_min as f64, 0.0, 1e9),
             ("alpha", self.alpha, 1e-9, 0.5),
         ] {
             // Written so that NaN is out of every range.
@@ -106,7 +130,8 @@ pub enum Verdict {
 /// One guardrail as it stands.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Reading {
-    /// Its name: `error_rate`, `non_finite`, `latency`, `score_drift`, `tier_mix`, or of a later source of evidence.
+    /// Its name: `error_rate`, `non_finite`, `latency`, `score_drift`, `tier_mix`, `churn`, `fairness`, or of a
+    /// later source of evidence.
     pub guardrail: String,
     /// Whether it holds.
     pub verdict: Verdict,
@@ -286,6 +311,9 @@ pub(in crate::domain) mod tests {
             latency_floor_us: 50.0,
             psi_max: 0.25,
             tier_shift_max: 0.1,
+            churn_margin: 0.1,
+            fairness_margin: 0.05,
+            outcomes_min: 0,
             alpha: 0.01,
         }
     }
@@ -375,9 +403,9 @@ pub(in crate::domain) mod tests {
 
     #[test]
     fn limits_out_of_range_are_named() {
-        let wrong = Limits { alpha: f64::NAN, requests_min: 0, ..limits() };
+        let wrong = Limits { alpha: f64::NAN, requests_min: 0, churn_margin: -0.1, ..limits() };
         let names: Vec<_> = wrong.problems().into_iter().map(|(name, _)| name).collect();
-        assert_eq!(names, ["requests_min", "alpha"]);
+        assert_eq!(names, ["requests_min", "churn_margin", "alpha"]);
         assert!(limits().problems().is_empty());
     }
 

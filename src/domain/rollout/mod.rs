@@ -2,6 +2,7 @@
 //! own. Where the models stand is in `slots`; how the verdict comes about, in `guardrail`.
 
 pub mod comparison;
+pub mod effect;
 pub mod guardrail;
 pub mod moves;
 pub mod slots;
@@ -96,6 +97,9 @@ pub struct Rollout {
     pub step_since_ms: u64,
     /// When it began.
     pub since_ms: u64,
+    /// When each step before that one began.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub before_ms: Vec<u64>,
     /// Whether it stays at its step; the guardrails hold all the same.
     pub paused: bool,
 }
@@ -123,6 +127,13 @@ impl Rollout {
     /// Whether there is no further step.
     pub fn is_last(&self) -> bool {
         self.step + 1 >= self.plan.steps.len()
+    }
+
+    /// The steps so far, in order, each with when it began. Records of earlier releases do not know that of the steps before this one.
+    pub fn begun(&self) -> impl Iterator<Item = (&Step, u64)> {
+        let since_ms = self.before_ms.iter().copied().chain([self.step_since_ms]);
+        let unknown = (self.step + 1).saturating_sub(self.before_ms.len() + 1);
+        self.plan.steps.iter().skip(unknown).zip(since_ms)
     }
 
     /// What follows from `verdict` at `now_ms`. A broken guardrail ends it at once, paused or not; it goes on only with enough good
@@ -189,6 +200,7 @@ pub(in crate::domain) mod tests {
             step: 0,
             step_since_ms: 1_000,
             since_ms: 1_000,
+            before_ms: Vec::new(),
             paused: false,
         };
         assert_eq!(rollout.next(60_999, Verdict::Pass), Next::Hold, "not baked");
@@ -202,6 +214,24 @@ pub(in crate::domain) mod tests {
         assert_eq!(rollout.next(61_000, Verdict::Pass), Next::Promote);
         rollout.plan.promote = false;
         assert_eq!(rollout.next(61_000, Verdict::Pass), Next::Hold, "a person promotes");
+    }
+
+    #[test]
+    fn every_step_so_far_has_its_time_where_that_is_on_record() {
+        let mut rollout = Rollout {
+            id: "r".to_owned(),
+            plan: plan(&[0.1, 0.2, 1.0], true),
+            step: 1,
+            step_since_ms: 2_000,
+            since_ms: 1_000,
+            before_ms: vec![1_000],
+            paused: false,
+        };
+        let begun = |rollout: &Rollout| rollout.begun().map(|(step, at_ms)| (step.share, at_ms)).collect::<Vec<_>>();
+        assert_eq!(begun(&rollout), [(0.1, 1_000), (0.2, 2_000)]);
+        let text = serde_json::to_string(&Rollout { before_ms: Vec::new(), ..rollout.clone() }).expect("JSON");
+        rollout = serde_json::from_str(&text).expect("as an earlier release wrote it");
+        assert_eq!(begun(&rollout), [(0.2, 2_000)]);
     }
 
     #[test]

@@ -268,8 +268,8 @@ impl Slots {
             }
             Move::Start { id, plan } => {
                 let (id, plan) = (id.clone(), plan.clone());
-                next.rollout =
-                    Some(Rollout { id, plan, step: 0, step_since_ms: at_ms, since_ms: at_ms, paused: false });
+                let (step_since_ms, since_ms, before_ms) = (at_ms, at_ms, Vec::new());
+                next.rollout = Some(Rollout { id, plan, step: 0, step_since_ms, since_ms, before_ms, paused: false });
                 if let Some(placed) = next.place(idle) {
                     // What was agreed to while it waited stays agreed to.
                     (placed.role, placed.since_ms) = (Role::Challenger, at_ms);
@@ -278,7 +278,10 @@ impl Slots {
             Move::Pause | Move::Resume | Move::Advance => {
                 if let Some(rollout) = &mut next.rollout {
                     match step {
-                        Move::Advance => (rollout.step, rollout.step_since_ms) = (rollout.step + 1, at_ms),
+                        Move::Advance => {
+                            rollout.step += 1;
+                            rollout.before_ms.push(std::mem::replace(&mut rollout.step_since_ms, at_ms));
+                        }
                         _ => rollout.paused = *step == Move::Pause,
                     }
                 }

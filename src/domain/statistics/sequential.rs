@@ -77,6 +77,21 @@ pub fn difference_interval(first: (u64, u64), second: (u64, u64), alpha: f64) ->
     (q - p - (q - second_low).hypot(first_high - p), q - p + (second_high - q).hypot(p - first_low))
 }
 
+/// An interval for the ratio of two shares, the second by the first: as that of the difference, of their logarithms. Where the second
+/// has no hits it is from the ends of both; where the first has none there is no upper end.
+pub fn ratio_interval(first: (u64, u64), second: (u64, u64), alpha: f64) -> (f64, f64) {
+    let (first_low, first_high) = share_interval(first.0, first.1, alpha);
+    let (second_low, second_high) = share_interval(second.0, second.1, alpha);
+    if first.0 == 0 || second.0 == 0 {
+        return (second_low / first_high, second_high / first_low);
+    }
+    let log = |(hits, count): (u64, u64)| (hits as f64 / count as f64).ln();
+    let (p, q) = (log(first), log(second));
+    let low = (q - second_low.ln()).hypot(first_high.ln() - p);
+    let high = (second_high.ln() - q).hypot(p - first_low.ln());
+    ((q - p - low).exp(), (q - p + high).exp())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -143,6 +158,20 @@ mod tests {
             })
         });
         assert!(left <= 0.05, "the difference left in {left}");
+        let left = share_of_runs(|random| {
+            let (mut first, mut second, mut count) = (0, 0, 0);
+            (0..50).any(|_| {
+                first += binomial(random, 10, 0.4);
+                second += binomial(random, 10, 0.3);
+                count += 10;
+                let (low, high) = ratio_interval((first, count), (second, count), 0.05);
+                !(low..=high).contains(&0.75)
+            })
+        });
+        assert!(left <= 0.05, "the ratio left in {left}");
+        assert_eq!(ratio_interval((0, 10), (3, 10), 0.05).1, f64::INFINITY);
+        let (low, high) = ratio_interval((200, 400), (0, 400), 0.05);
+        assert!(low == 0.0 && high < 0.1, "{high}");
         assert_eq!(share_interval(0, 0, 0.05), (0.0, 1.0));
         let (low, high) = share_interval(0, 1_000, 0.01);
         assert!(low == 0.0 && high < 0.01, "{high}");
