@@ -335,7 +335,8 @@ impl Engine {
     pub(super) fn tell_measures(&self) -> Result<(), Error> {
         let options = &self.insight.options;
         let window = Window::named(&options.window).unwrap_or(Window::Month);
-        for deck in &self.decks {
+        // A stop does not wait for the rest.
+        for deck in self.decks.iter().take_while(|_| !self.is_closing()) {
             let name = &deck.name;
             let found = self.kpis_of(name, window, false)?;
             for kpi in &found.overall.tree {

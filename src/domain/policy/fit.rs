@@ -201,6 +201,11 @@ pub fn audit_violations(context: &Entries) -> Vec<Violation> {
         Value::Map(groups) if groups.len() > AUDIT_MAX => {
             vec![Violation::new(place, Code::TooMany, format!("at most {AUDIT_MAX} entries"))]
         }
+        // A name that is too long is told without it: a pointer to it would be as long.
+        Value::Map(groups) if groups.iter().any(|(name, _)| name.chars().count() > AUDIT_VALUE_MAX) => {
+            let expected = format!("names of at most {AUDIT_VALUE_MAX} characters");
+            vec![Violation::new(place, Code::OutOfRange, expected)]
+        }
         Value::Map(groups) => groups
             .iter()
             .filter_map(|(name, value)| {
@@ -296,6 +301,8 @@ mod tests {
         assert_eq!(codes(Value::Null), []);
         assert_eq!(codes(groups(Value::Number(1.0))), [("/context/audit/g".into(), Code::WrongType)]);
         assert_eq!(codes(groups(Value::Text("x".repeat(129).into()))), [("/context/audit/g".into(), Code::OutOfRange)]);
+        let long = Value::Map(vec![("x".repeat(129).into(), Value::Text("f".into()))]);
+        assert_eq!(codes(long), [("/context/audit".into(), Code::OutOfRange)]);
         assert_eq!(codes(Value::Bool(true)), [("/context/audit".into(), Code::WrongType)]);
         let many = (0..33).map(|at| (at.to_string().into(), Value::Text("f".into()))).collect();
         assert_eq!(codes(Value::Map(many)), [("/context/audit".into(), Code::TooMany)]);
