@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::ledger::{decide, mainstay, named};
 use crate::service::{Answer, Service};
+use crate::spend::CALL;
 
 /// It looks at how customers pay, and at nothing that is protected.
 const PROXY: &str = r#"
@@ -23,26 +24,6 @@ description = "A discount"
 cost = 10.0
 expected_effectiveness = 0.2
 eligible = { PaymentMethod = ["Bank transfer (automatic)", "Credit card (automatic)"] }
-"#;
-
-/// Everybody is called, or else written to.
-const CALL: &str = r#"
-name = "call"
-description = "Everybody is called"
-currency = "USD"
-[[tiers]]
-name = "all"
-score = "[0, 1]"
-intervention = "call"
-fallback = ["mail"]
-[interventions.call]
-description = "A call"
-cost = 20.1
-expected_effectiveness = 0.4
-[interventions.mail]
-description = "A letter"
-cost = 1.25
-expected_effectiveness = 0.1
 "#;
 
 const Z: f64 = 1.959_963_985;

@@ -13,7 +13,7 @@ use crate::service::{Service, until};
 const VALUE: &str = include_str!("../../models/policy/value.toml");
 
 /// Everybody is called, or else written to.
-const CALL: &str = r#"
+pub(crate) const CALL: &str = r#"
 name = "call"
 description = "Everybody is called"
 currency = "USD"
