@@ -10,7 +10,7 @@ use smallvec::smallvec;
 
 use super::account::Reserved;
 use super::reasons::explain;
-use super::serving::{Candidate, Serving, Trial, Who};
+use super::serving::{Candidate, Scored, Serving, Trial, Who};
 use super::shadow::Row;
 use super::treatment::Choosing;
 use super::{Engine, Error};
@@ -37,12 +37,6 @@ pub struct Stages {
     pub policy: Duration,
 }
 
-/// Who gave a score.
-pub(super) struct Scored {
-    pub(super) score: Score,
-    pub(super) arm: Arm,
-}
-
 impl Engine {
     /// Decides on one record, which was read from `inputs`, on the calling thread: no await, no lock held across another.
     /// The decision may be answered once its receipt is kept. `addressed` is the arm that the caller insists on.
@@ -58,10 +52,11 @@ impl Engine {
     ) -> Result<(Decision, Stages, Receipt), Error> {
         let begun = Instant::now();
         let mut row: Row = smallvec![0.0; serving.model.schema().columns()];
-        let values = encode(serving, record, &mut row).map_err(Error::Invalid)?;
+        let mut values = encode(serving, record, &mut row).map_err(Error::Invalid)?;
         let encoded = Instant::now();
         let who = serving.who(&record.customer_id, &values);
         let scored = self.score(serving, record, &row, who, addressed)?;
+        add_uplifts(serving, &mut values, &scored);
         let inferred = Instant::now();
         let (mut decision, reserved) = self.decision(serving, record, &values, &scored, self.now_ms(), Choosing::Alone);
         explain(serving, record, &row, &mut decision)?;
@@ -97,28 +92,31 @@ impl Engine {
             if let Some((trial, _)) = watched {
                 trial.started(Arm::Challenger);
             }
-            match (score_by(challenger, serving, record, row), watched) {
-                (Ok(score), watched) => {
+            let mut own = Row::new();
+            let judged = row_of(challenger, serving, record, row, &mut own)
+                .and_then(|row| Ok(serving.judge(Arm::Challenger, row)?));
+            match (judged, watched) {
+                (Ok(scored), watched) => {
                     if let Some((trial, who)) = watched {
-                        trial.scored(Arm::Challenger, score, who);
+                        trial.scored(Arm::Challenger, scored.score, who);
                     }
-                    return Ok(Scored { score, arm: Arm::Challenger });
+                    return Ok(scored);
                 }
                 (Err(error), None) => return Err(error),
                 (Err(error), Some((trial, who))) => {
                     fell_back(trial, &error, who);
-                    return Ok(Scored { score: serving.model.score(row)?, arm: Arm::Champion });
+                    return Ok(serving.judge(Arm::Champion, row)?);
                 }
             }
         }
-        let result = serving.model.score(row);
+        let result = serving.judge(Arm::Champion, row);
         if let Some((trial, who)) = watched {
             match &result {
-                Ok(score) => trial.scored(Arm::Champion, *score, who),
+                Ok(scored) => trial.scored(Arm::Champion, scored.score, who),
                 Err(error) => trial.failed(Arm::Champion, Some(error), who),
             }
         }
-        Ok(Scored { score: result?, arm: Arm::Champion })
+        Ok(result?)
     }
 
     /// Gives the shadow a customer that was decided on.
@@ -157,13 +155,13 @@ impl Engine {
         decided_at_ms: u64,
         choosing: Choosing,
     ) -> (Decision, Option<Reserved>) {
-        let Scored { score, arm } = *scored;
+        let Scored { score, arm, ref uplifts } = *scored;
         let candidate = serving.candidate(arm);
-        let treat = |values: &[Known]| serving.treat(record, values, (score, arm), decided_at_ms, choosing);
+        let treat = |values: &[Known]| serving.treat(record, values, scored, decided_at_ms, choosing);
         let (decided, policy, chance, reserved) = match arm {
             Arm::Champion => treat(values),
             // What a missing value means, the dictionary of the model says that answers.
-            Arm::Challenger => match candidate.binding.read(record) {
+            Arm::Challenger => match candidate.binding.read_with(record, uplifts) {
                 Ok(own) => treat(&own),
                 Err(_) => treat(values),
             },
@@ -196,10 +194,17 @@ pub(super) fn assess(serving: &Serving, record: &Record, values: &[Known], score
     match scored.arm {
         Arm::Champion => serving.policy.assess(scored.score, values),
         // What a missing value means, the dictionary of the model says that answers.
-        Arm::Challenger => match serving.candidate(Arm::Challenger).binding.read(record) {
+        Arm::Challenger => match serving.candidate(Arm::Challenger).binding.read_with(record, &scored.uplifts) {
             Ok(own) => serving.policy.assess(scored.score, &own),
             Err(_) => serving.policy.assess(scored.score, values),
         },
+    }
+}
+
+/// Adds what the champion estimates of interventions, where it was the champion that `scored`, to what the policy knows by its dictionary.
+pub(super) fn add_uplifts(serving: &Serving, values: &mut Values, scored: &Scored) {
+    if scored.arm == Arm::Champion {
+        serving.champion.binding.add_uplifts(values, &scored.uplifts);
     }
 }
 
@@ -230,13 +235,25 @@ pub(super) fn score_by(
     record: &Record,
     row: &[f32],
 ) -> Result<Score, Error> {
+    let mut own = Row::new();
+    Ok(challenger.model.score(row_of(challenger, serving, record, row, &mut own)?)?)
+}
+
+/// The challenger's row of `record`: the champion's, where both read the same, or else `own`.
+fn row_of<'r>(
+    challenger: &Candidate,
+    serving: &Serving,
+    record: &Record,
+    row: &'r [f32],
+    own: &'r mut Row,
+) -> Result<&'r [f32], Error> {
     if serving.reads_same_row() {
-        return Ok(challenger.model.score(row)?);
+        return Ok(row);
     }
     let schema = challenger.model.schema();
-    let mut own: Row = smallvec![0.0; schema.columns()];
-    schema.vectorize(&record.features, &mut own).map_err(Error::Invalid)?;
-    Ok(challenger.model.score(&own)?)
+    own.resize(schema.columns(), 0.0);
+    schema.vectorize(&record.features, own).map_err(Error::Invalid)?;
+    Ok(own)
 }
 
 fn fell_back(trial: &Trial, error: &Error, who: Who) {

@@ -21,6 +21,9 @@ pub enum Choice {
     OnnxRuntime,
 }
 
+/// How ONNX Runtime is called.
+pub const ONNX_RUNTIME: &str = "onnxruntime";
+
 /// What answers.
 #[derive(Debug)]
 pub(super) enum Evaluator {
@@ -41,7 +44,7 @@ impl Evaluator {
         count: usize,
     ) -> Result<(Self, String), Error> {
         // The reference: one lane is enough for the proof, and is gone behind it where it is not needed.
-        let mut lanes = Lanes::new(runtime, bundle)?;
+        let mut lanes = Lanes::new(runtime, bundle, &bundle.card.graph)?;
         let native = match (choice, read) {
             (Choice::OnnxRuntime, _) => Err("models.evaluator says so".to_owned()),
             (Choice::Auto, None) => Err("the graph is no sum of trees or columns that could be read".to_owned()),
@@ -51,7 +54,7 @@ impl Evaluator {
         match native {
             Ok((native, proof)) => Ok((Self::Native(native), proof.to_string())),
             Err(reason) => {
-                lanes.grow(runtime, bundle, count)?;
+                lanes.grow(runtime, bundle, &bundle.card.graph, count)?;
                 Ok((Self::OnnxRuntime(lanes), reason))
             }
         }
@@ -61,7 +64,7 @@ impl Evaluator {
     pub(super) fn name(&self) -> &'static str {
         match self {
             Self::Native(_) => "native",
-            Self::OnnxRuntime(_) => "onnxruntime",
+            Self::OnnxRuntime(_) => ONNX_RUNTIME,
         }
     }
 

@@ -10,13 +10,14 @@ mod probe;
 mod proof;
 mod session;
 mod trees;
+mod uplift;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use bundle::Bundle;
-pub use evaluator::Choice;
+pub use evaluator::{Choice, ONNX_RUNTIME};
 pub use probe::Probe;
 pub use session::Runtime;
 
@@ -25,6 +26,7 @@ use crate::domain::bundle::card::Card;
 use crate::domain::bundle::feature::Scalar;
 use crate::domain::bundle::golden;
 use crate::domain::bundle::schema::Schema;
+use crate::domain::bundle::uplift::Uplifts;
 use crate::domain::decision::ModelId;
 use crate::domain::reason::counterfactual::Levers;
 use crate::domain::reason::{Book, Contributions};
@@ -68,7 +70,7 @@ pub enum Error {
         /// Its message. It may quote values of the row, so it is not for a log.
         detail: String,
     },
-    /// The model answered with something that is no probability.
+    /// The model answered with something that is no probability, and no difference of two.
     #[error("the model answered with something that is no probability")]
     NotAProbability,
     /// The loaded model does not do what its card says.
@@ -110,6 +112,7 @@ pub struct Model {
     graph_bytes: usize,
     probe: Probe,
     explainer: explain::Explainer,
+    estimator: Option<uplift::Estimator>,
     book: Arc<Book>,
     levers: Levers,
 }
@@ -128,6 +131,15 @@ impl Model {
         let (evaluator, evaluator_reason) =
             evaluator::Evaluator::choose(runtime, &bundle, read.as_ref(), platt, options.evaluator, options.lanes)?;
         let probe = probe::probe(&id, &bundle, &evaluator, platt, options.row_p99_us_max)?;
+        let mut problems = Vec::new();
+        let estimator = bundle.card.uplift.as_ref();
+        let estimator = estimator
+            .map(|uplift| uplift::Estimator::new(runtime, &bundle, uplift, options.lanes, &mut problems))
+            .transpose()?;
+        if !problems.is_empty() {
+            problems.truncate(10);
+            return Err(Error::Probe { model: id, problems });
+        }
         let explainer = explain::Explainer::new(&bundle, read, platt);
         let Bundle { card, baseline, mut golden, schema, graph, .. } = bundle;
         let graph_bytes = graph.len();
@@ -147,6 +159,7 @@ impl Model {
             graph_bytes,
             probe,
             explainer,
+            estimator,
             book,
             levers,
         })
@@ -184,7 +197,8 @@ impl Model {
 
     /// What its evaluator takes of memory at least, in bytes.
     pub fn evaluator_bytes(&self) -> usize {
-        self.evaluator.bytes(self.graph_bytes)
+        let estimator = self.estimator.as_ref().map_or(0, |estimator| estimator.bytes(self.graph_bytes));
+        self.evaluator.bytes(self.graph_bytes) + estimator
     }
 
     /// What answers: `native` or `onnxruntime`.
@@ -205,6 +219,12 @@ impl Model {
     /// The score of one `row` of `schema().columns()` values, on the calling thread.
     pub fn score(&self, row: &[f32]) -> Result<Score, Error> {
         self.platt.calibrate(self.evaluator.run_one(row)?).ok_or(Error::NotAProbability)
+    }
+
+    /// What it estimates of interventions for the customer of `row`, on the calling thread; nothing where it does not. Takes a run of
+    /// ONNX Runtime, some microseconds.
+    pub fn uplifts(&self, row: &[f32]) -> Result<Uplifts, Error> {
+        self.estimator.as_ref().map_or_else(|| Ok(Uplifts::new()), |estimator| estimator.run(row))
     }
 
     /// What each feature adds to the score of `row`, on the calling thread.

@@ -25,3 +25,4 @@ mod slots;
 mod spend;
 mod startup;
 mod tls;
+mod uplift;
