@@ -2,7 +2,7 @@
 //! a signature is verified once and not with every request.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -13,6 +13,7 @@ use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyAlgorithm, P
 use jsonwebtoken::{DecodingKey, Validation, decode, decode_header};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use ureq::tls::{PemItem, RootCerts, TlsConfig};
 
 use super::meter::{Meter, Time};
 use super::signature::{self, Algorithm};
@@ -47,6 +48,8 @@ pub struct Options {
     pub jwks_file: PathBuf,
     /// The address of the issuer's keys.
     pub jwks_url: String,
+    /// The file with the certificates that vouch for that address; empty for public authorities.
+    pub jwks_ca: PathBuf,
     /// How often the address is asked, in seconds.
     pub jwks_refresh_secs: u64,
     /// The algorithms that are allowed.
@@ -178,7 +181,7 @@ impl Tokens {
             // Also when it fails: an issuer that is down is not asked every second.
             *fetched = Some((self.time.0)());
             self.wanted.store(false, Ordering::Relaxed);
-            fetch(&self.options.jwks_url)
+            fetch(&self.options.jwks_url, &self.options.jwks_ca)
                 .map_err(|cause| Error::Issuer { url: self.options.jwks_url.clone(), cause })?
         };
         let mut before = self.text.lock().unwrap_or_else(PoisonError::into_inner);
@@ -339,15 +342,33 @@ fn words(claim: Option<&Value>) -> Vec<String> {
     }
 }
 
-/// The document at `url`. Redirects are not followed: the address in the configuration is the one that is trusted.
-fn fetch(url: &str) -> Result<Vec<u8>, String> {
+/// The document at `url`, for which the certificates in the file `ca` vouch, or public authorities. Redirects are not followed: the address
+/// in the configuration is the one that is trusted.
+fn fetch(url: &str, ca: &Path) -> Result<Vec<u8>, String> {
     let config = ureq::Agent::config_builder().timeout_global(Some(FETCH)).max_redirects(0);
     // What is on this machine is not behind a proxy.
     let config = if url.starts_with("http:") { config.proxy(None) } else { config };
+    let config = if ca.as_os_str().is_empty() { config } else { config.tls_config(trusting(ca)?) };
     let agent: ureq::Agent = config.build().into();
     let mut answer = agent.get(url).call().map_err(|error| error.to_string())?;
     if answer.status() != 200 {
         return Err(format!("it answered {}", answer.status()));
     }
     answer.body_mut().with_config().limit(JWKS_BYTES_MAX + 1).read_to_vec().map_err(|error| error.to_string())
+}
+
+/// Trust in the certificates of a PEM file, and in no other.
+fn trusting(ca: &Path) -> Result<TlsConfig, String> {
+    let told = |error: &dyn std::fmt::Display| format!("jwks_ca: {} cannot be used: {error}", ca.display());
+    let pem = std::fs::read(ca).map_err(|error| told(&error))?;
+    let parsed: Result<Vec<PemItem>, _> = ureq::tls::parse_pem(&pem).collect();
+    let is_certificate = |item| match item {
+        PemItem::Certificate(certificate) => Some(certificate),
+        _ => None,
+    };
+    let certificates: Vec<_> = parsed.map_err(|error| told(&error))?.into_iter().filter_map(is_certificate).collect();
+    if certificates.is_empty() {
+        return Err(told(&"it holds no certificate"));
+    }
+    Ok(TlsConfig::builder().root_certs(RootCerts::from(certificates)).build())
 }

@@ -11,11 +11,16 @@ use mainstay::access::{Editor, Rate};
 use mainstay::domain::access::{Needs, Scope};
 use mainstay::http::Door;
 use reqwest::Method;
-use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair};
+use ring::rsa::PublicKeyComponents;
+use ring::signature::{
+    ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair, RSA_PKCS1_SHA256, RSA_PSS_SHA256,
+    RsaEncoding, RsaKeyPair,
+};
 use serde_json::{Value, json};
 
 use crate::ledger::mainstay;
 use crate::service::{Answer, Service, config, customer, send, until};
+use crate::tls::Authority;
 
 /// A file of keys that a service reads.
 struct Keys {
@@ -496,7 +501,12 @@ async fn the_command_line_makes_keys_and_uses_them() {
 struct Issuer {
     ed: Ed25519KeyPair,
     ec: EcdsaKeyPair,
+    /// Of all issuers: it takes seconds to make one.
+    rsa: RsaKeyPair,
 }
+
+/// A key of nobody (PKCS#8).
+const RSA: &[u8] = include_bytes!("../data/issuer.rsa.der");
 
 const ISSUER: &str = "https://issuer.example";
 
@@ -508,13 +518,17 @@ impl Issuer {
         Self {
             ed: Ed25519KeyPair::from_pkcs8(ed.as_ref()).expect("a key"),
             ec: EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, ec.as_ref(), &random).expect("a key"),
+            rsa: RsaKeyPair::from_pkcs8(RSA).expect("a key"),
         }
     }
 
     /// The document, with keys that nothing here can be signed with beside those that can.
     fn publish(&self, path: &Path, name: &str) {
         let (ed, ec) = (self.ed.public_key().as_ref(), self.ec.public_key().as_ref());
+        let PublicKeyComponents { n, e } = PublicKeyComponents::<Vec<u8>>::from(self.rsa.public());
         let document = json!({"keys": [
+            {"kty": "RSA", "kid": format!("{name}-rs"), "use": "sig", "n": base64(&n), "e": base64(&e)},
+            {"kty": "RSA", "kid": format!("{name}-ps"), "alg": "PS256", "n": base64(&n), "e": base64(&e)},
             {"kty": "OKP", "crv": "Ed25519", "kid": format!("{name}-ed"), "use": "sig", "alg": "EdDSA", "x": base64(ed)},
             {"kty": "EC", "crv": "P-256", "kid": format!("{name}-ec"), "x": base64(&ec[1..33]), "y": base64(&ec[33..])},
             {"kty": "oct", "kid": "shared", "alg": "HS256", "k": base64(b"a secret that everybody knows")},
@@ -528,6 +542,12 @@ impl Issuer {
         let signature = match header["alg"].as_str() {
             Some("EdDSA") => self.ed.sign(text.as_bytes()).as_ref().to_vec(),
             Some("ES256") => self.ec.sign(&random, text.as_bytes()).expect("signed").as_ref().to_vec(),
+            Some(alg @ ("RS256" | "PS256")) => {
+                let padding: &dyn RsaEncoding = if alg == "RS256" { &RSA_PKCS1_SHA256 } else { &RSA_PSS_SHA256 };
+                let mut signature = vec![0; self.rsa.public().modulus_len()];
+                self.rsa.sign(padding, &random, text.as_bytes(), &mut signature).expect("signed");
+                signature
+            }
             Some("HS256") => {
                 let public = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, self.ed.public_key().as_ref());
                 ring::hmac::sign(&public, text.as_bytes()).as_ref().to_vec()
@@ -571,12 +591,14 @@ async fn tokens_of_the_issuer_are_taken_and_no_others() {
         "access.jwt.audience=mainstay",
         "access.jwt.roles_claim=realm.roles",
         "access.jwt.leeway_secs=0",
+        "access.jwt.algorithms=[\"RS256\", \"PS256\", \"ES256\", \"EdDSA\"]",
     ]);
     let opens = async |token: &str| ask(&service, Some(token), Method::GET, "/v1/models", "").await.status == 200;
     let (ed, ec) = (json!({"alg": "EdDSA", "kid": "a-ed"}), json!({"alg": "ES256", "kid": "a-ec"}));
+    let (rs, ps) = (json!({"alg": "RS256", "kid": "a-rs"}), json!({"alg": "PS256", "kid": "a-ps"}));
     let right = issuer.token(&ed, &claims(json!({})));
-    for token in [&right, &right, &issuer.token(&ec, &claims(json!({"aud": "mainstay"})))] {
-        assert!(opens(token).await);
+    for header in [&ed, &ed, &ec, &rs, &ps] {
+        assert!(opens(&issuer.token(header, &claims(json!({"aud": "mainstay"})))).await, "{header}");
     }
     let now = Timestamp::now().as_second();
     for (what, token) in [
@@ -593,6 +615,11 @@ async fn tokens_of_the_issuer_are_taken_and_no_others() {
         ("of an unknown key", issuer.token(&json!({"alg": "EdDSA", "kid": "z"}), &claims(json!({})))),
         ("of no key", issuer.token(&json!({"alg": "EdDSA"}), &claims(json!({})))),
         ("of another algorithm", issuer.token(&json!({"alg": "ES256", "kid": "a-ed"}), &claims(json!({})))),
+        ("of another padding", issuer.token(&json!({"alg": "PS256", "kid": "a-rs"}), &claims(json!({})))),
+        (
+            "of the padding that its key is not for",
+            issuer.token(&json!({"alg": "RS256", "kid": "a-ps"}), &claims(json!({}))),
+        ),
         ("not signed", issuer.token(&json!({"alg": "none", "kid": "a-ed"}), &claims(json!({})))),
         ("signed with the public key", issuer.token(&json!({"alg": "HS256", "kid": "a-ed"}), &claims(json!({})))),
         ("signed with a shared secret", issuer.token(&json!({"alg": "HS256", "kid": "shared"}), &claims(json!({})))),
@@ -630,6 +657,37 @@ async fn tokens_of_the_issuer_are_taken_and_no_others() {
     until(async || !opens(&renewed).await).await;
 }
 
+/// Answers each request on `listener` with the file at `document`, or says that it is down; over TLS where there is a configuration of it.
+/// Ends with the process: it waits for a connection that nobody makes any more.
+fn publisher(listener: std::net::TcpListener, document: PathBuf, tls: Option<Arc<rustls::ServerConfig>>) {
+    fn answer(mut stream: impl Read + Write, document: &Path) -> std::io::Result<()> {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte)?;
+            head.push(byte[0]);
+        }
+        let answer = match std::fs::read_to_string(document) {
+            Ok(text) => format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{text}", text.len()),
+            Err(_) => "HTTP/1.1 503 Down\r\ncontent-length: 0\r\nconnection: close\r\n\r\n".to_owned(),
+        };
+        stream.write_all(answer.as_bytes())
+    }
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let stream = stream.expect("a connection");
+            // Who does not trust it goes away in the middle.
+            let _ = match &tls {
+                None => answer(stream, &document),
+                Some(tls) => {
+                    let connection = rustls::ServerConnection::new(tls.clone()).expect("a connection");
+                    answer(rustls::StreamOwned::new(connection, stream), &document)
+                }
+            };
+        }
+    });
+}
+
 /// The keys of an issuer that is asked over HTTP: it may be down at the start, and change its keys.
 #[tokio::test]
 async fn an_issuer_is_asked_for_its_keys() {
@@ -637,26 +695,7 @@ async fn an_issuer_is_asked_for_its_keys() {
     let (issuer, path) = (Issuer::new(), keys.directory.path().join("jwks.json"));
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let url = format!("access.jwt.jwks_url=http://{}/keys", listener.local_addr().expect("an address"));
-    let document = path.clone();
-    // Ends with the process: it waits for a connection that nobody makes any more.
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let mut stream = stream.expect("a connection");
-            let mut head = Vec::new();
-            while !head.ends_with(b"\r\n\r\n") {
-                let mut byte = [0];
-                stream.read_exact(&mut byte).expect("a request");
-                head.push(byte[0]);
-            }
-            let answer = match std::fs::read_to_string(&document) {
-                Ok(text) => {
-                    format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{text}", text.len())
-                }
-                Err(_) => "HTTP/1.1 503 Down\r\ncontent-length: 0\r\nconnection: close\r\n\r\n".to_owned(),
-            };
-            stream.write_all(answer.as_bytes()).expect("answered");
-        }
-    });
+    publisher(listener, path.clone(), None);
     let settings = [url.as_str(), "access.jwt.issuer=https://issuer.example", "access.jwt.audience=mainstay"];
     let service = keys.service(&settings);
     let token = issuer.token(&json!({"alg": "EdDSA", "kid": "a-ed"}), &claims(json!({})));
@@ -666,6 +705,30 @@ async fn an_issuer_is_asked_for_its_keys() {
     // As SIGHUP does.
     service.reload.send(config(&settings).expect("a configuration")).await.expect("sent");
     until(async || opens(&token).await).await;
+}
+
+/// Who can change the keys on their way can sign: an address is believed when the right authority vouches for it, and else not.
+#[tokio::test]
+async fn an_issuer_is_believed_when_the_right_authority_vouches_for_it() {
+    let keys = Keys::new();
+    let (issuer, path) = (Issuer::new(), keys.directory.path().join("jwks.json"));
+    issuer.publish(&path, "a");
+    let (own, foreign) = (Authority::new(), Authority::new());
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let url =
+        format!("access.jwt.jwks_url=https://127.0.0.1:{}/keys", listener.local_addr().expect("an address").port());
+    publisher(listener, path, Some(own.server("server")));
+    let token = issuer.token(&json!({"alg": "RS256", "kid": "a-rs"}), &claims(json!({})));
+    let ca = |authority: &Authority| format!("access.jwt.jwks_ca={}", authority.path("ca.pem").display());
+    let none = format!("access.jwt.jwks_ca={}", own.path("server.key").display());
+    for (ca, believed) in
+        [(String::from("access.jwt.jwks_ca="), false), (ca(&foreign), false), (none, false), (ca(&own), true)]
+    {
+        let service =
+            keys.service(&[&url, "access.jwt.issuer=https://issuer.example", "access.jwt.audience=mainstay", &ca]);
+        let answer = ask(&service, Some(&token), Method::GET, "/v1/models", "").await;
+        assert_eq!(answer.status == 200, believed, "{ca}: {}", answer.text);
+    }
 }
 
 #[test]

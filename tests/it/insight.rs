@@ -355,7 +355,8 @@ async fn the_same_is_measured_after_a_restart_and_fewer_customers_where_there_ar
 
     for _ in 0..5 {
         let rows: Vec<Value> = (0..CUSTOMERS).map(|at| row(at).0).collect();
-        service.post("/v1/score/batch", &json!(rows)).await;
+        let answer = service.post("/v1/score/batch", &json!(rows)).await;
+        assert!(answer.status == 200 && !answer.text.contains("\"problem\""), "{}", answer.text);
     }
     drop(service);
     let service = Service::start_in(directory.path(), &[&settings[..2], &["insight.decisions_max=1000"]].concat());

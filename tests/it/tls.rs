@@ -22,13 +22,13 @@ use rustls::{ClientConfig, ClientConnection, ProtocolVersion, RootCertStore, Str
 use crate::service::{Service, config, customer, until};
 
 /// A CA, and the files that it has signed.
-struct Authority {
+pub(crate) struct Authority {
     directory: tempfile::TempDir,
     issuer: CertifiedIssuer<'static, KeyPair>,
 }
 
 impl Authority {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key")).expect("a CA");
@@ -39,12 +39,12 @@ impl Authority {
         authority
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
     /// Writes NAME.pem and NAME.key, each in one step: a certificate for localhost that ends when `year` begins.
-    fn sign(&self, name: &str, year: i32) -> CertificateDer<'static> {
+    pub(crate) fn sign(&self, name: &str, year: i32) -> CertificateDer<'static> {
         let until = SystemTime::from(date_time_ymd(year, 1, 1));
         self.sign_until(name, until)
     }
@@ -63,6 +63,16 @@ impl Authority {
             std::fs::rename(new, path).expect("in place");
         }
         certificate.der().clone()
+    }
+
+    /// What a server of its own shows: NAME.pem.
+    pub(crate) fn server(&self, name: &str) -> Arc<rustls::ServerConfig> {
+        let chain = CertificateDer::from_pem_file(self.path(&format!("{name}.pem"))).expect("a certificate");
+        let key = PrivateKeyDer::from_pem_file(self.path(&format!("{name}.key"))).expect("a key");
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder =
+            rustls::ServerConfig::builder_with_provider(provider).with_protocol_versions(ALL).expect("versions");
+        Arc::new(builder.with_no_client_auth().with_single_cert(vec![chain], key).expect("a pair"))
     }
 
     /// The settings of `plane` with the certificate of this CA.
