@@ -82,7 +82,7 @@ show-decide: runtime ## The evidence of decisions: laws, knapsack, golden SHAP, 
 	$(PYTHON) scripts/show_decide.py --data $(DATA) $(ARGS)
 
 .PHONY: show-effect
-show-effect: runtime ## The evidence of what came of it: 100 simulated months, drift, alerts by a real Prometheus; ARGS="--only STEP"
+show-effect: runtime ## The evidence of what came of it: 100 simulated months, drift, guardrails, the webhook, cost, alerts by a real Prometheus; ARGS="--only STEP"
 	$(PYTHON) scripts/show_effect.py $(ARGS)
 
 .PHONY: show-tls

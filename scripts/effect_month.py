@@ -42,10 +42,10 @@ class Month:
         """The true probability that this customer leaves."""
         return decision["score"] * (1 - EFFECTS[decision["intervention"]["action"]])
 
-    def live(self, address):
-        """Lets the month go by: who leaves is told."""
+    def live(self, address, harm=lambda decision: 1):
+        """Lets the month go by: who leaves is told. `harm` says how many times as often a customer leaves, by the decision."""
         client, told = Client(address), []
-        self.left = [self.random.random() < self.churn(decision) for decision in self.decisions]
+        self.left = [self.random.random() < self.churn(decision) * harm(decision) for decision in self.decisions]
         for decision, left in zip(self.decisions, self.left):
             if left:
                 told.append({"decision_id": decision["decision_id"], "occurred_at": decision["decided_at"], "churned": True})

@@ -5,14 +5,17 @@ counted by hand, and alerts that arrive. `make show-effect` runs it.
     python3 scripts/show_effect.py [--quick] [--only STEP] [--binary PATH]
 
 One line per claim with its figure; exit code 1 if one falls short. Steps: months (100 simulated months with known effects), drift,
-rules, alerts (a real Prometheus and Alertmanager, fetched on first use), dashboards. Standard library.
+guardrail, retraining, cost (of monitoring; builds oha on first use), rules, alerts (a real Prometheus and Alertmanager, fetched on first
+use), dashboards. Standard library.
 """
 
 import http.server
 import json
 import os
 import re
+import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import threading
@@ -20,26 +23,46 @@ import time
 import urllib.parse
 import urllib.request
 
+from pathlib import Path
+
+import effect_retraining
 import evidence
 from effect_month import Month, true_reduction
 from evidence import Client, claim, info
+from ledger_load import load, oha
 from server import ROOT, Failed, Server
 
 MONTHS, CUSTOMERS, HELD_MIN, FALSE_ALARMS_MAX = 100, 4_000, 93, 5
 DRIFTED = "tenure"
+# How many times as often the customers of a challenger that harms leave, how many are decided on, and how often that is tried.
+HARM, CANARY_CUSTOMERS, CANARIES = 2.0, 3_000, 4
+# After so long without a word a customer stayed: a month, in small.
+MATURITY_SECS = 15
+# The share of its throughput that monitoring may cost a service, and how that is measured.
+COST_MAX, PAIRS, PAIR_SECS = 0.05, 7, 8
 ALERT_SECS = 150
 DEPLOY = ROOT / "deploy"
 
 
 class Place(evidence.Place):
-    def serve(self, policy, **settings):
-        ledger = self.fresh()
+    def __init__(self, program, directory, quick, generator):
+        super().__init__(program, directory, quick)
+        self._generator = generator
+
+    @property
+    def oha(self):
+        """The load generator, built when it is wanted first."""
+        self._generator = self._generator or load.load_generator()
+        return self._generator
+
+    def serve(self, policy, ledger=None, environment=None, **settings):
+        ledger = ledger or self.fresh()
         path = ledger / "policy.toml"
         path.write_text(policy)
         serve = f'[{{name = "telco-churn", version = "1.0.0", policy = "{path}"}}]'
         words = {"models.serve": serve, "insight.maturity_days": "0", "drain.delay_ms": "0", **settings}
         words = [word for key, value in words.items() for word in ("--set", f"{key}={value}")]
-        return Server([*self.command(), *words], ledger=ledger)
+        return Server([*self.command(), *words], ledger=ledger, environment=environment)
 
 
 def policy(held_out):
@@ -119,6 +142,92 @@ def drift(place):
     worst = answer["features"][0]
     told = f"PSI {worst['psi']:.3f}, {worst['verdict']}"
     claim(top == DRIFTED, f"drift: {DRIFTED} is named first after {sent} customers: {told}")
+
+
+# --- what follows from it --------------------------------------------------------------------------------------------
+
+
+def guardrail(place):
+    """Canaries whose customers leave more often, and such whose do not, told by outcomes alone: which of them are promoted?"""
+    count, size = 1 if place.quick else CANARIES, CANARY_CUSTOMERS
+    for harm, expected in ((HARM, "rolled_back"), (1.0, "promoted")):
+        ends, took, figures = [], [], ""
+        for seed in range(count):
+            end, seconds, figures = canary(place, 2_000 + seed, size, harm)
+            ends.append(end)
+            took.append(seconds)
+        text = f"{ends.count(expected)} of {count} {expected}, {max(took):.1f} s after the last outcome at most; {figures}"
+        who = f"leave {harm} times as often" if harm > 1 else "leave as often"
+        claim(ends == [expected] * count, f"guardrail: challengers whose customers {who}: {text}")
+
+
+def canary(place, seed, size, harm):
+    """How one canary of half of the customers ends, how long after the last outcome, and what its guardrail of churn says."""
+    # Nothing but outcomes is to decide: a slow machine is not, and there is one step, which waits until it is known who left.
+    settings = {"insight.maturity_days": f"{MATURITY_SECS / 86_400:.9f}", "insight.refresh_secs": "1", "rollouts.promote": "true",
+                "rollouts.limits.latency_floor_us": "1000000", "rollouts.limits.outcomes_min": str(size // 4),
+                "rollouts.shadow.share": "1.0", "rollouts.shadow_queue_max": "8192",
+                "rollouts.limits.requests_min": "100", "rollouts.limits.error_margin": "0.05", "rollouts.limits.tier_shift_max": "0.5", "rollouts.limits.psi_max": "1.0"}
+    server = place.serve(policy(0.1), **settings)
+    try:
+        admin = Client(server.admin)
+        admin.json("POST", "/v1/slots/telco-churn/stage", {"by": "ops", "version": "1.1.0"})
+        steps = [{"exposure": "canary", "share": 0.5, "bake_secs": 1}]
+        admin.json("POST", "/v1/slots/telco-churn/start", {"by": "ops", "why": "to know", "steps": steps})
+        month = Month(seed, size)
+        decided = time.monotonic()
+        month.decide(server.http)
+        slots = admin.json("GET", "/v1/slots/telco-churn")
+        if not slots.get("rollout"):
+            raise Failed(f"the rollout ended before any outcome: {slots.get('last_rollout')}")
+        month.live(server.http, lambda decision: harm if decision["model"]["arm"] == "challenger" else 1)
+        begun = time.monotonic()
+        if begun - decided > MATURITY_SECS:
+            raise Failed(f"outcomes were told {begun - decided:.0f} s after the first decision, later than they count: the machine is too busy")
+        while slots.get("rollout") and time.monotonic() - begun < 60:
+            time.sleep(0.1)
+            slots = admin.json("GET", "/v1/slots/telco-churn")
+        last = slots.get("last_rollout") or {"end": "none within a minute", **(slots["rollout"] or {})}
+        churn = next((one for one in last.get("guardrails", []) if one["guardrail"] == "churn"), {})
+        waits = [f"{one['guardrail']}: {one['figures']}" for one in last.get("guardrails", []) if one["verdict"] == "hold"]
+        waits = f"; waits for {' / '.join(waits)}" if slots.get("rollout") else ""
+        return last["end"], time.monotonic() - begun, f"churn {churn.get('verdict')}: {churn.get('figures')}{waits}"
+    finally:
+        server.stop()
+
+
+def cost(place):
+    """The same service with monitoring and without it, saturated, by turns."""
+    pairs, seconds, warm_up = (2, 3, 2) if place.quick else (PAIRS, PAIR_SECS, 3)
+    bodies = place.directory / "cost.ndjson"
+    rows = Month(7, 2_000).rows
+    for row in rows:
+        row["context"]["features_at"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    bodies.write_text("".join(f"{json.dumps(row, separators=(',', ':'))}\n" for row in rows))
+
+    def saturated(is_on):
+        ledger = place.fresh()
+        # Twelve times as often as by default, so that what is measured beside the requests is in every run.
+        server = place.serve(policy(0.1), ledger, **{"insight.enabled": str(is_on).lower(), "insight.refresh_secs": "5"})
+        try:
+            oha(place, server.http, warm_up, 128, None, bodies)
+            found, good, failed = oha(place, server.http, seconds, 128, None, bodies)
+        finally:
+            server.stop()
+            shutil.rmtree(ledger)
+        if failed:
+            raise Failed(f"insight.enabled {is_on}: {failed}")
+        return good / found["summary"]["total"]
+
+    ratios = []
+    for pair in range(pairs):
+        # By turns, so that whatever the machine does in time is on both sides.
+        found = {is_on: saturated(is_on) for is_on in ((True, False) if pair % 2 else (False, True))}
+        ratios.append(found[True] / found[False])
+        info(f"cost: insight on {found[True]:,.0f}/s, off {found[False]:,.0f}/s: {ratios[-1]:.3f}")
+    median = statistics.median(ratios)
+    claim(median >= 1 - COST_MAX, f"cost: with what is monitored {median:.3f} of the saturation without it (insight.enabled), median of {pairs} pairs "
+          f"({min(ratios):.3f} to {max(ratios):.3f}; at least {1 - COST_MAX}); counters of requests are in both")
 
 
 # --- alerts ----------------------------------------------------------------------------------------------------------
@@ -271,9 +380,10 @@ def dashboards(place):
         watched.stop()
 
 
-# What is only there once something happened: a rollback, a budget, a broken guardrail, a target.
+# What is only there once something happened, or is set: a rollback, a budget, a broken guardrail, a target, a receiver.
 SELDOM = {"mainstay_rollout_moves_total", "mainstay_rollout_guardrail", "mainstay_budget_amount", "mainstay_budget_spent",
-          "mainstay_budget_elapsed_ratio", "mainstay_problems_total", "mainstay_kpi_standing"}
+          "mainstay_budget_elapsed_ratio", "mainstay_problems_total", "mainstay_kpi_standing", "mainstay_retraining_undelivered",
+          "mainstay_retraining_tries_total"}
 
 
 def watched_names(watched):
@@ -281,12 +391,14 @@ def watched_names(watched):
         return json.load(answer)["data"]
 
 
-STEPS = {"months": months, "drift": drift, "rules": rules, "alerts": alerts, "dashboards": dashboards}
+STEPS = {"months": months, "drift": drift, "guardrail": guardrail, "retraining": effect_retraining.step, "cost": cost, "rules": rules,
+         "alerts": alerts, "dashboards": dashboards}
 
 
 def place(options, program, directory):
-    return Place(program, directory, options.quick)
+    return Place(program, directory, options.quick, options.oha)
 
 
 if __name__ == "__main__":
-    sys.exit(evidence.main("show-effect", __doc__, STEPS, place))
+    more = [("--oha", {"type": Path, "help": "an oha that is built already"})]
+    sys.exit(evidence.main("show-effect", __doc__, STEPS, place, more))

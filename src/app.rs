@@ -9,12 +9,13 @@ use tokio::sync::mpsc;
 
 use crate::access::Access;
 use crate::config::{Config, Serve};
-use crate::engine::{Engine, Entry, Options, PolicyError, Serving, Setup, Shelf, read_policy};
+use crate::engine::{Engine, Entry, Options, PolicyError, RetrainingOptions, Serving, Setup, Shelf, read_policy};
 use crate::http::{self, Listener, Server, ServerOptions, Shared, Tls};
 use crate::ledger::{Action, Ledger, Promise};
 use crate::model::{LoadOptions, Runtime};
 use crate::telemetry::Metrics;
 use crate::telemetry::tls::Plane;
+use crate::webhook::{self, SECRET_VARIABLE, Sender};
 
 /// How often what was recorded is folded into the histograms.
 const FOLD: Duration = Duration::from_secs(1);
@@ -27,6 +28,8 @@ const BATCH_NICE: i32 = 10;
 const SHADOW_NICE: i32 = 19;
 /// How often rollouts are looked at: a broken guardrail acts within this.
 const TICK: Duration = Duration::from_millis(250);
+/// How long a stop waits for a request for a new model that is on its way; it is sent again after the next start.
+const SENDING: Duration = Duration::from_secs(2);
 /// How often it is looked whether certificates, or the keys of callers, have changed.
 const LOOK_AT_FILES: Duration = Duration::from_secs(1);
 
@@ -44,6 +47,8 @@ pub struct App {
     tls: Vec<Arc<Tls>>,
     /// The look at rollouts, the shadow, the measures, and the looks at certificates and at who may call.
     behind: Vec<std::thread::JoinHandle<()>>,
+    /// Asks for new models, where that is wanted.
+    asking: Option<std::thread::JoinHandle<()>>,
 }
 
 impl App {
@@ -59,8 +64,10 @@ impl App {
         let http_tls = Tls::open(Plane::Http, &config.http.tls, &metrics).context("http.tls")?;
         let admin_tls = Tls::open(Plane::Admin, &config.admin.tls, &metrics).context("admin.tls")?;
         let tls: Vec<Arc<Tls>> = http_tls.iter().chain(&admin_tls).cloned().collect();
+        let retraining = config.retraining.is_on().then(|| asking(&config)).transpose().context("retraining")?;
         let ledger = open_ledger(&config)?;
-        let engine = Arc::new(Engine::open(setup(&config, runtime, metrics.clone(), ledger)?)?);
+        let setup = setup(&config, runtime, metrics.clone(), ledger)?;
+        let engine = Arc::new(Engine::open(Setup { retraining, ..setup })?);
         for serving in engine.catalogue().iter() {
             tell(serving);
         }
@@ -86,7 +93,9 @@ impl App {
             "ready"
         );
         let behind = behind(&engine, &tls, access.clone()).context("cannot start a thread")?;
-        Ok(Self { config, shared, engine, metrics, access, data, admin, tls, behind })
+        let asking = config.retraining.is_on().then(|| ask_for_models(&engine)).transpose();
+        let asking = asking.context("cannot start a thread")?;
+        Ok(Self { config, shared, engine, metrics, access, data, admin, tls, behind, asking })
     }
 
     /// Where the data plane listens.
@@ -155,9 +164,17 @@ impl App {
         }
         tracing::info!("draining");
         self.shared.drain();
+        self.engine.stop_retraining();
         tokio::time::sleep(Duration::from_millis(self.config.drain.delay_ms)).await;
         let timeout = Duration::from_millis(self.config.drain.timeout_ms);
         let ended = self.data.stop(timeout);
+        if let Some(asking) = self.asking {
+            // While the ledger can still take that it arrived. A receiver that hangs does not hold up the stop.
+            let until = Instant::now() + SENDING;
+            while !asking.is_finished() && Instant::now() < until {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
         self.engine.close();
         for thread in self.behind {
             thread.thread().unpark();
@@ -200,6 +217,22 @@ fn behind(
         threads.push(every(LOOK_AT_FILES, "mainstay-access", engine, move || access.refresh(false))?);
     }
     Ok(threads)
+}
+
+/// The thread that asks for new models. It may wait for a receiver, and so nobody waits for it.
+fn ask_for_models(engine: &Arc<Engine>) -> std::io::Result<std::thread::JoinHandle<()>> {
+    let engine = engine.clone();
+    std::thread::Builder::new().name("mainstay-retraining".to_owned()).spawn(move || {
+        http::give_way(SHADOW_NICE);
+        while !engine.is_closing() {
+            let asked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| engine.run_retraining()));
+            if asked.is_ok() {
+                return;
+            }
+            // What ended it may do so again.
+            std::thread::park_timeout(LOOK_AT_FILES);
+        }
+    })
 }
 
 /// A thread that looks again and again, until the engine closes.
@@ -252,7 +285,7 @@ fn open_ledger(config: &Config) -> anyhow::Result<Option<Ledger>> {
     Ok(Some(ledger))
 }
 
-/// What the engine is made of, as the configuration says.
+/// What the engine is made of, as the configuration says, but for what asks for new models.
 pub fn setup(
     config: &Config,
     runtime: &'static Runtime,
@@ -270,16 +303,25 @@ pub fn setup(
         Ok(Entry { name: entry.name.clone(), version: entry.version.clone(), policy })
     };
     Ok(Setup {
-        shelf: Shelf { runtime, dir: config.models.dir.clone(), options },
+        shelf: Shelf { runtime, dir: config.models.dir.clone(), options, counts: config.insight.enabled },
         entries: config.models.serve.iter().map(entry).collect::<Result<_, _>>()?,
         resume: config.models.resume,
         ledger,
         options: config.rollouts.clone(),
         insight: config.insight.clone(),
+        retraining: None,
         metrics,
         clock: SystemTime::now,
         read: http::read_record,
     })
+}
+
+/// When new models are asked for, and what sends that.
+fn asking(config: &Config) -> Result<(RetrainingOptions, Sender), webhook::Error> {
+    let options = config.retraining.clone();
+    let given = std::env::var(SECRET_VARIABLE).ok();
+    let sender = Sender::open(&options.url, &options.secret_file, given, options.timeout())?;
+    Ok((options, sender))
 }
 
 fn tell(serving: &Serving) {

@@ -39,6 +39,7 @@ pub struct Config {
     pub ledger: ledger::Options,
     pub rollouts: engine::Options,
     pub insight: engine::InsightOptions,
+    pub retraining: engine::RetrainingOptions,
     pub log: log::Options,
 }
 
@@ -183,6 +184,19 @@ impl Config {
         all
     }
 
+    /// What asking for new models needs of other sections, and lacks.
+    fn retraining_needs(&self) -> Vec<(&'static str, String)> {
+        let needs = [
+            (
+                self.ledger.promise == ledger::Promise::Off,
+                "needs the ledger, or each restart would ask again: ledger.promise is \"off\"",
+            ),
+            (!self.insight.enabled, "needs what is measured: insight.enabled is false"),
+        ];
+        let lacking = needs.into_iter().filter(|(is_lacking, _)| *is_lacking && self.retraining.is_on());
+        lacking.map(|(_, text)| ("url", text.to_owned())).collect()
+    }
+
     /// Every value that is legal by itself and wrong in this configuration, as (key, sentence).
     fn problems(&self) -> Vec<(String, String)> {
         let mut problems = Vec::new();
@@ -198,6 +212,12 @@ impl Config {
         section("ledger", self.ledger.problems());
         section("rollouts", self.rollouts.problems());
         section("insight", self.insight.problems());
+        if self.rollouts.limits.outcomes_min > 0 && !self.insight.enabled {
+            let text = "no canary would ever pass: insight.enabled is false, so outcomes are not counted";
+            section("rollouts", vec![("limits.outcomes_min", text.to_owned())]);
+        }
+        section("retraining", self.retraining.problems());
+        section("retraining", self.retraining_needs());
         if self.models.serve.is_empty() {
             section("models", vec![("serve", "expected at least one model".to_owned())]);
         }
@@ -399,6 +419,33 @@ mod tests {
           - limits.in_flight_max (FILE): expected 1 to 1048576
           - log.request_share (FILE): expected a share from 0 to 1
           - admin.listen (environment variable MAINSTAY__ADMIN__LISTEN): 127.0.0.1:8080 is the address of http.listen
+        "#);
+    }
+
+    #[test]
+    fn what_asking_for_models_needs_is_told() {
+        let file = "[retraining]\nurl = \"http://example.com/hook\"\ncauses = []\nschedule = \"daily\"\nkpis = [\"sales\"]\ntries_max = 0\nauc_fall = nan\n\
+            [ledger]\npromise = \"off\"\n[insight]\nenabled = false\n[rollouts.limits]\noutcomes_min = 5\n";
+        let (_file, sources) = sources(file, &[], &["retraining.causes=[\"mood\"]"]);
+        let error = Config::load(&sources).expect_err("nine problems").to_string();
+        let told: Vec<&str> = error.lines().map(|line| line.trim_start_matches("  - ")).collect();
+        let sources = |line: &str| {
+            line.split_once(" (").map_or(line.to_owned(), |(key, rest)| {
+                format!("{key}: {}", rest.split_once("): ").map_or(rest, |(_, text)| text))
+            })
+        };
+        insta::assert_snapshot!(told.into_iter().map(sources).collect::<Vec<_>>().join("\n"), @r#"
+        the configuration is wrong:
+        retraining.causes: unknown variant `mood`, expected one of `schedule`, `drift`, `quality`, `kpi`
+        rollouts.limits.outcomes_min: no canary would ever pass: insight.enabled is false, so outcomes are not counted
+        retraining.auc_fall: expected 0 to 1
+        retraining.tries_max: expected 1 to 100
+        retraining.schedule: expected "off", "week" or "month"
+        retraining.kpis: expected some of churn_reduction, conversion_rate, cost_per_decision
+        retraining.causes: expected at least one; nothing is asked for without a url
+        retraining.url: expected https, or http on this machine: the messages tell figures of the business
+        retraining.url: needs the ledger, or each restart would ask again: ledger.promise is "off"
+        retraining.url: needs what is measured: insight.enabled is false
         "#);
     }
 

@@ -50,6 +50,7 @@ DASHBOARDS = {
         ("Precision at the top 20 %", "timeseries", "percentunit", [(f'mainstay_quality{{{MODEL},metric="precision_at_20"}}', "{{version}} {{bound}}")], "With the ends of its interval."),
         ("Slope of the calibration", "timeseries", "none", [(f'mainstay_quality{{{MODEL},metric="calibration_slope"}}', "{{version}} {{bound}}")], "1 at best; under it scores are too extreme."),
         ("Stale features", "timeseries", "percentunit", [(f"mainstay_features_stale_share{{{MODEL}}}", "{{model}} {{version}}")], "Share of requests with features over a day old, of those that say."),
+        ("Requests for a new model that have not arrived", "timeseries", "none", [("sum by (state) (mainstay_retraining_undelivered)", "{{state}}")], "Where new models are asked for (`retraining.url`)."),
         ("Time of one row at the probe", "timeseries", "s", [(f"mainstay_model_probe_row_seconds{{{MODEL}}}", "{{version}} p{{percentile}}")], ""),
     ]),
     "decisions": ("Mainstay: decisions", [

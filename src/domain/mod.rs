@@ -18,6 +18,7 @@ pub mod outcome;
 pub mod policy;
 pub mod reason;
 pub mod record;
+pub mod retraining;
 pub mod rollout;
 pub mod score;
 pub mod statistics;

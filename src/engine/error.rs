@@ -35,6 +35,9 @@ pub enum Error {
     /// There is no ledger to ask.
     #[error("the ledger is off")]
     LedgerOff,
+    /// Nothing is measured.
+    #[error("insight is off")]
+    InsightOff,
     /// The model failed.
     #[error(transparent)]
     Model(#[from] model::Error),

@@ -22,6 +22,7 @@ const DAY_MS: f64 = 86_400_000.0;
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "default.toml documents every key")]
 pub struct Options {
+    pub enabled: bool,
     pub conversion_floor: f64,
     pub cost_ceiling: f64,
     pub churn_reduction: f64,
@@ -79,6 +80,11 @@ impl Insight {
         Self { options, sample: Mutex::default() }
     }
 
+    /// Whether anything is measured. Errors: [`Error::InsightOff`].
+    pub(super) fn is_on(&self) -> Result<(), Error> {
+        if self.options.enabled { Ok(()) } else { Err(Error::InsightOff) }
+    }
+
     /// Reads what the ledger has that the sample does not, for as long as `patience` allows: how many entries are left. The sample
     /// is free between two pages.
     fn catch_up(&self, source: &Source, now_ms: u64, patience: Duration) -> Result<i64, Error> {
@@ -127,6 +133,12 @@ impl Engine {
     /// Measures for the metrics until the engine closes. To be called on a thread of its own, of the least priority; who unparks it
     /// wakes it.
     pub fn run_insight(&self) {
+        if !self.insight.options.enabled {
+            while !self.is_closing() {
+                std::thread::park();
+            }
+            return;
+        }
         let pause = Duration::from_secs(self.insight.options.refresh_secs);
         let mut next = Instant::now() + pause.min(Duration::from_secs(10));
         while !self.is_closing() {

@@ -248,6 +248,7 @@ impl Engine {
         figures: impl Fn(&View, &dyn Fn(&Kind) -> bool) -> T,
     ) -> Result<Measured<T>, Error> {
         self.deck(name)?;
+        self.insight.is_on()?;
         let behind = self.catch_up()?;
         let (now_ms, maturity_ms) = (self.now_ms(), self.insight.options.maturity_ms());
         let sample = self.insight.sample.lock().unwrap_or_else(PoisonError::into_inner);
@@ -317,6 +318,7 @@ impl Engine {
     ///
     /// Errors: [`Error::UnknownModel`], or a ledger that cannot be read.
     pub fn drift(&self, model: &str, window: Window) -> Result<Vec<Drifted>, Error> {
+        self.insight.is_on()?;
         if self.ledger.is_some() {
             self.catch_up()?;
         }
@@ -355,6 +357,7 @@ impl Engine {
                 }
             }
             self.metrics.only_quality(name, &versions);
+            self.look_for_causes(deck, &found.overall, &quality.parts)?;
             let fairness = self.fairness_of(name, window, false)?.overall.offers;
             let parities = || fairness.iter().flat_map(|found| &found.groups).filter_map(|group| group.parity);
             let failed = parities().filter(|parity| parity.verdict() == Verdict::Fail).count();

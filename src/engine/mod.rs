@@ -17,6 +17,7 @@ mod moves;
 mod opening;
 mod past;
 mod reasons;
+mod retraining;
 mod rollout;
 mod sample;
 mod serving;
@@ -45,6 +46,7 @@ pub use insight::Options as InsightOptions;
 pub use measures::{Drifted, Fairness, Measured, Part};
 pub use monitor::{Drift, Window};
 pub use moves::{Ask, Moved, Standing, Verb, Warm};
+pub use retraining::{Options as RetrainingOptions, Request};
 pub use rollout::Options;
 pub use serving::{Catalogue, Serving};
 pub use shelf::{PolicyError, Shelf, parse_policy, read_policy};
@@ -61,7 +63,9 @@ pub use crate::ledger::Receipt;
 /// To be spawned on every thread that awaits receipts: see `ledger::courier`.
 pub use crate::ledger::courier;
 use crate::telemetry::Metrics;
+use crate::webhook::Sender;
 use insight::Insight;
+use retraining::Retraining;
 use shadow::Shadow;
 use slots::Deck;
 
@@ -82,6 +86,8 @@ pub struct Engine {
     ledger: Option<Ledger>,
     options: ArcSwap<Options>,
     insight: Insight,
+    /// Where new models are asked for.
+    retraining: Option<Retraining>,
     metrics: Arc<Metrics>,
     clock: fn() -> SystemTime,
     read: Read,
@@ -103,6 +109,8 @@ pub struct Setup {
     pub options: Options,
     /// What is measured, and how.
     pub insight: InsightOptions,
+    /// When a new model is asked for, and what sends that, where it is wanted. Needs a ledger.
+    pub retraining: Option<(RetrainingOptions, Sender)>,
     /// The metrics.
     pub metrics: Arc<Metrics>,
     /// The clock.
@@ -127,7 +135,9 @@ impl Engine {
     ///
     /// Errors: a champion or a policy that cannot be used, or a ledger that cannot be read.
     pub fn open(setup: Setup) -> Result<Self, Error> {
-        let Setup { shelf, entries, resume, ledger, options, insight, metrics, clock, read } = setup;
+        let Setup { shelf, entries, resume, ledger, options, insight, retraining, metrics, clock, read } = setup;
+        let asking = |(options, sender)| Retraining::open(options, sender, ledger.as_ref().ok_or(Error::LedgerOff)?);
+        let retraining = retraining.map(asking).transpose()?;
         let mut engine = Self {
             catalogue: ArcSwap::from_pointee(Catalogue::none()),
             decks: Vec::new(),
@@ -138,6 +148,7 @@ impl Engine {
             ledger,
             options: ArcSwap::from_pointee(options),
             insight: Insight::new(insight),
+            retraining,
             metrics,
             clock,
             read,

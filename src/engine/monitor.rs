@@ -78,6 +78,8 @@ const AGES: usize = 3;
 #[derive(Debug)]
 pub(super) struct Monitor {
     bins: Bins,
+    /// Requests that are counted in a second.
+    counted_max: u32,
     /// The second since 1970, and in the low half how many requests were counted in it.
     quota: AtomicU64,
     /// What was counted since it was last put into the rings: the cells of the bins, then the ages.
@@ -144,11 +146,12 @@ pub struct Drift {
 }
 
 impl Monitor {
-    /// A monitor that counts in `bins` from `now_ms` on.
-    pub(super) fn new(bins: Bins, now_ms: u64) -> Self {
+    /// A monitor that counts in `bins` from `now_ms` on, or never counts.
+    pub(super) fn new(bins: Bins, now_ms: u64, counts: bool) -> Self {
         let cells = (0..bins.baseline().len() + AGES).map(|_| AtomicU32::new(0)).collect();
         Self {
             bins,
+            counted_max: if counts { COUNTED_MAX } else { 0 },
             quota: AtomicU64::new(0),
             cells,
             slot: AtomicU64::new(now_ms / RINGS[0].0),
@@ -160,7 +163,7 @@ impl Monitor {
     /// How many more requests are to be counted in the second of `now_ms`.
     pub(super) fn places(&self, now_ms: u64) -> u32 {
         let quota = self.quota.load(Ordering::Relaxed);
-        if quota >> 32 == now_ms / 1_000 { COUNTED_MAX.saturating_sub(quota as u32) } else { COUNTED_MAX }
+        if quota >> 32 == now_ms / 1_000 { self.counted_max.saturating_sub(quota as u32) } else { self.counted_max }
     }
 
     /// The share of `rows` that come at `now_ms` for which there are places, 0 to 1.
@@ -175,7 +178,7 @@ impl Monitor {
             return;
         }
         // Of two threads at once one may be lost from the quota, which then is a little larger.
-        self.quota.store(((now_ms / 1_000) << 32) | u64::from(COUNTED_MAX - left + 1), Ordering::Relaxed);
+        self.quota.store(((now_ms / 1_000) << 32) | u64::from(self.counted_max - left + 1), Ordering::Relaxed);
         let add = |cell: usize| {
             self.cells[cell].fetch_add(1, Ordering::Relaxed);
         };
@@ -271,7 +274,7 @@ mod tests {
             "score": {"edges": [0.5], "counts": [100, 100]},
         }))
         .expect("a baseline");
-        Monitor::new(Bins::new(&baseline, ["n"].into_iter()), BEGUN)
+        Monitor::new(Bins::new(&baseline, ["n"].into_iter()), BEGUN, true)
     }
 
     fn record(n: f64, context: &[(&'static str, Value<'static>)]) -> Record<'static> {

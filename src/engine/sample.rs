@@ -122,6 +122,8 @@ pub(super) struct Sample {
     places: HashMap<[u8; 16], u64>,
     pub(super) kinds: Table<Kind>,
     pub(super) groups: Table<Groups>,
+    /// How many rows came since it was last looked for groups that no row has any more.
+    since_room: usize,
     makers: HashMap<i64, Known>,
     /// By model, what the policy in force held out when it was last seen to decide: see `Kind::share`.
     shares: HashMap<String, Option<u64>>,
@@ -142,6 +144,7 @@ impl Default for Sample {
             places: HashMap::new(),
             kinds: Table::new(),
             groups,
+            since_room: KINDS_MAX,
             makers: HashMap::new(),
             shares: HashMap::new(),
             left_out: 0,
@@ -204,7 +207,7 @@ impl Sample {
             customer: decided.customer,
             score: decided.score,
             kind,
-            groups: self.groups.place(groups).unwrap_or(0),
+            groups: self.place_groups(groups),
             offered: decided.action != NONE,
             cost: said.cost.and_then(Money::from_units).or_else(of_policy).unwrap_or(Money::ZERO),
             value_at_stake: said.value_at_stake,
@@ -218,6 +221,26 @@ impl Sample {
         self.places.insert(row.id, self.gone + self.rows.len() as u64);
         self.rows.push_back(row);
         Ok(())
+    }
+
+    /// The place of `groups`. Where none is left, groups that no row has any more make room; that takes as long as there are rows, so it is
+    /// not done for each of them. Who finds no place is unknown, and counted so.
+    fn place_groups(&mut self, groups: Groups) -> u32 {
+        self.since_room += 1;
+        if let Some(place) = self.groups.place(groups.clone()) {
+            return place;
+        }
+        if self.since_room < KINDS_MAX / 4 {
+            return 0;
+        }
+        self.since_room = 0;
+        let mut kept = Table::new();
+        kept.place(Groups::new());
+        for row in &mut self.rows {
+            row.groups = kept.place(self.groups.values[row.groups as usize].clone()).unwrap_or(0);
+        }
+        self.groups = kept;
+        self.groups.place(groups).unwrap_or(0)
     }
 
     /// What the policy in force holds out when `maker` decides. For a member of an experiment the policy of an arm may have decided, and
@@ -320,6 +343,56 @@ fn about(record: &Record) -> (Groups, Option<f64>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A row with `groups`, placed.
+    fn row(sample: &mut Sample, groups: &Groups) -> Row {
+        let groups = sample.place_groups(groups.clone());
+        let (cost, revenue, contact_cost) = (Money::ZERO, Money::ZERO, Money::ZERO);
+        let (value_at_stake, usage_before, left_ms, converted) = (None, None, None, None);
+        let (id, at_ms, customer, score, kind, offered, orders) = ([0; 16], 0, Ticket::MAX, 0.5, 0, false, 0);
+        Row {
+            id,
+            at_ms,
+            customer,
+            score,
+            kind,
+            groups,
+            offered,
+            cost,
+            value_at_stake,
+            usage_before,
+            left_ms,
+            converted,
+            revenue,
+            orders,
+            contact_cost,
+        }
+    }
+
+    #[test]
+    fn groups_that_nobody_has_any_more_make_room_for_others() {
+        let mut sample = Sample::default();
+        let groups = |at: usize| vec![("postcode".to_owned(), at.to_string())];
+        let kept = 1_000;
+        for at in 0..2 * KINDS_MAX {
+            let row = row(&mut sample, &groups(at));
+            sample.rows.push_back(row);
+            if sample.rows.len() > kept {
+                sample.rows.pop_front();
+            }
+        }
+        let found = sample.rows.iter().map(|row| sample.groups.values[row.groups as usize].clone());
+        let expected: Vec<Groups> = (2 * KINDS_MAX - kept..2 * KINDS_MAX).map(groups).collect();
+        assert!(found.eq(expected) && sample.groups.values.len() <= KINDS_MAX);
+        // Where all of them are in use, one more is unknown.
+        let mut full = Sample::default();
+        for at in 0..KINDS_MAX + 10 {
+            let row = row(&mut full, &groups(at));
+            full.rows.push_back(row);
+        }
+        let unknown = full.rows.iter().filter(|row| row.groups == 0).count();
+        assert_eq!((unknown, full.groups.values.len()), (11, KINDS_MAX));
+    }
 
     #[test]
     fn a_decision_takes_as_much_as_the_manual_says() {

@@ -24,6 +24,8 @@ pub struct Shelf {
     pub dir: PathBuf,
     /// How they are loaded.
     pub options: LoadOptions,
+    /// Whether what comes in is counted, for drift.
+    pub counts: bool,
 }
 
 /// A model that was loaded and probed.
@@ -85,7 +87,7 @@ impl Shelf {
         }
         // The allocator may have had room for it: then this is at least what evaluates it.
         let memory_bytes = resident_bytes().saturating_sub(before).max(model.evaluator_bytes() as u64);
-        let monitor = Arc::new(Monitor::new(Bins::new(model.baseline(), model.schema().names()), now_ms));
+        let monitor = Arc::new(Monitor::new(Bins::new(model.baseline(), model.schema().names()), now_ms, self.counts));
         Ok(Loaded { model: Arc::new(model), memory_bytes, requests: Arc::default(), monitor })
     }
 

@@ -1,5 +1,5 @@
 //! `/v1/insight` of the admin plane: key figures, quality of scores, drift and fairness of a model over a window, each figure with what
-//! it rests on. Everything is measured off the threads that answer customers.
+//! it rests on; and for what a new model was asked. Everything is measured off the threads that answer customers.
 
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
@@ -11,6 +11,7 @@ use super::problem::Problem;
 use super::wire_groups::FairnessAnswer;
 use super::wire_insight::{DriftAnswer, KpisAnswer, QualityAnswer};
 use super::wire_problem;
+use super::wire_retraining::RetrainingAnswer;
 use super::{Shared, measure};
 use crate::domain::violation::{self, Violation};
 use crate::engine::Window;
@@ -97,4 +98,13 @@ pub(super) async fn fairness(
     let (model, window) = of?.0.checked(&shared)?;
     let engine = shared.engine.clone();
     Ok(Json(measure(&shared, move || Ok(engine.fairness(&model, window)?)).await?.into()))
+}
+
+/// Show for what a new model was asked
+///
+/// Each cause once, the newest first, with the message about it and whether that arrived.
+#[utoipa::path(get, path = "/v1/insight/retraining", tag = "insight", operation_id = "insight_retraining",
+    responses((status = 200, description = "The causes", body = RetrainingAnswer)))]
+pub(super) async fn retraining(State(shared): State<Shared>) -> Json<RetrainingAnswer> {
+    Json(RetrainingAnswer::new(shared.engine.retraining()))
 }

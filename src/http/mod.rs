@@ -34,6 +34,7 @@ mod wire_insight;
 mod wire_problem;
 mod wire_reasons;
 mod wire_records;
+mod wire_retraining;
 mod wire_simulation;
 mod wire_slots;
 
@@ -290,6 +291,7 @@ fn measuring() -> Doors {
         .with(Needs::Scope(Scope::Read), routes!(insight::quality))
         .with(Needs::Scope(Scope::Read), routes!(insight::drift))
         .with(Needs::Scope(Scope::Read), routes!(insight::fairness))
+        .with(Needs::Scope(Scope::Read), routes!(insight::retraining))
 }
 
 /// The data plane: what product backends call.

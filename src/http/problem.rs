@@ -231,6 +231,9 @@ impl From<engine::Error> for Problem {
                 Problem::new(Code::KeyReused, "take another idempotency-key for another request")
             }
             engine::Error::LedgerOff => Problem::new(Code::NotFound, "the ledger is off: nothing is recorded"),
+            engine::Error::InsightOff => {
+                Problem::new(Code::NotFound, "nothing is measured: the setting insight.enabled is false")
+            }
             engine::Error::Ledger(cause) => {
                 // What is wrong with it is logged where it begins and ends, not with every request that it concerns.
                 tracing::debug!(%cause, "refused by the ledger");

@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 use super::journal::Change;
 use super::keys::{Keys, Link, Pseudonym};
 use super::outcomes::OutcomeDraft;
+use super::retraining::Asked;
 use crate::domain::decision::{Decision, ModelId};
 use crate::domain::id::DecisionId;
 use crate::domain::money::Money;
@@ -84,6 +85,8 @@ pub enum Action {
     },
     /// Somebody moved models between slots, or tried to.
     Slots(Box<Change>),
+    /// A new model is asked for, or it became known whether that arrived.
+    Retraining(Box<Asked>),
 }
 
 /// Something to be recorded. Made on the thread of a request, so it only holds what is there already.

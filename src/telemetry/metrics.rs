@@ -206,6 +206,7 @@ impl Metrics {
             describe_gauge!(LEDGER_WAITING, "Records that wait to be written");
             super::tls::describe();
             super::measures::describe();
+            super::retraining::describe();
             describe_gauge!(BUILD_INFO, "1, with the version of this server");
             gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
         });

@@ -3,6 +3,7 @@
 pub mod log;
 mod measures;
 mod metrics;
+mod retraining;
 pub mod tls;
 
 pub use ::metrics::Counter;

@@ -18,6 +18,7 @@ mod policy;
 mod problems;
 mod reasons;
 mod report;
+mod retraining;
 mod score;
 mod service;
 mod simulate;

@@ -108,6 +108,25 @@ fn tls_that_cannot_be_used_is_told() {
 }
 
 #[test]
+fn a_secret_that_cannot_sign_is_told_before_anything_is_recorded() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let ledger = directory.path().join("ledger");
+    let dir = format!("ledger.dir={}", ledger.display());
+    let serve = |secret: &str| {
+        let secret = format!("retraining.secret_file={secret}");
+        let set = [dir.as_str(), "ledger.promise=committed", "retraining.url=https://example.com/hook", &secret];
+        failed(&[["serve"].as_slice(), &PORTS, &set.map(|setting| ["--set", setting]).concat()].concat())
+    };
+    let told = "mainstay: retraining: the secret file nowhere cannot be read: No such file or directory (os error 2)";
+    assert_eq!(serve("nowhere"), (69, told.to_owned()));
+    let (code, text) = serve("");
+    assert!(code == 69 && text.contains("MAINSTAY_RETRAINING_SECRET"), "{text}");
+    assert!(!ledger.exists());
+    let (code, text) = serve_with("retraining.url=http://example.com/hook");
+    assert!(code == 64 && text.contains("retraining.url (--set retraining.url): expected https"), "{text}");
+}
+
+#[test]
 fn a_port_in_use_is_told() {
     let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = taken.local_addr().expect("an address");

@@ -1,0 +1,234 @@
+//! Floor 1, the webhook: a message to one receiver, signed as the Standard Webhooks specification (1.0.0) has it. When something is
+//! sent, and what follows when it does not arrive, is decided above.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
+
+/// What a secret begins with.
+const PREFIX: &str = "whsec_";
+/// How many bytes a secret may have.
+const SECRET_BYTES: std::ops::RangeInclusive<usize> = 24..=64;
+/// Secrets that sign at a time: two are enough to go from one to the next.
+const SECRETS_MAX: usize = 4;
+/// The largest file of secrets.
+const FILE_BYTES_MAX: u64 = 4_096;
+/// The environment variable with the secret, where no file has it.
+pub const SECRET_VARIABLE: &str = "MAINSTAY_RETRAINING_SECRET";
+
+/// Why messages cannot be signed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is no secret.
+    #[error(
+        "there is no secret to sign with: set retraining.secret_file, or the environment variable {SECRET_VARIABLE}"
+    )]
+    NoSecret,
+    /// The file of secrets cannot be read.
+    #[error("the secret file {path} cannot be read", path = path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// What is there is no secret.
+    #[error("the secret of {place} {problem}")]
+    Secret {
+        /// The file, or the environment variable.
+        place: String,
+        /// What is wrong with it; nothing of the secret is in it.
+        problem: String,
+    },
+}
+
+/// Why a message did not arrive.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Failure {
+    /// What happened, without a word of the receiver's.
+    pub text: String,
+    /// The receiver wants no more of it (410).
+    pub is_final: bool,
+    /// How long the receiver wants to be left alone.
+    pub wait: Option<Duration>,
+}
+
+/// Where secrets come from.
+enum Secrets {
+    File(PathBuf),
+    Given(Vec<Vec<u8>>),
+}
+
+/// What sends messages to one receiver.
+pub struct Sender {
+    url: String,
+    secrets: Secrets,
+    agent: ureq::Agent,
+}
+
+impl std::fmt::Debug for Sender {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Sender").field("url", &self.url).finish_non_exhaustive()
+    }
+}
+
+/// What is wrong with the address of a receiver, if anything is.
+pub fn problem(url: &str) -> Option<&'static str> {
+    let is_safe = url.parse::<ureq::http::Uri>().is_ok_and(|url| {
+        let is_here = matches!(url.host(), Some("127.0.0.1" | "localhost" | "[::1]"));
+        url.scheme_str() == Some("https") || (url.scheme_str() == Some("http") && is_here)
+    });
+    (!is_safe).then_some("expected https, or http on this machine: the messages tell figures of the business")
+}
+
+impl Sender {
+    /// What sends to `url`, each try for `timeout` at most. The secrets are those of `file`, read again for each message, or where it is empty
+    /// the one that is `given`. Certificates are held to the roots that are compiled in; redirects are not followed.
+    ///
+    /// Errors: there is no secret, or it is none.
+    pub fn open(url: &str, file: &Path, given: Option<String>, timeout: Duration) -> Result<Self, Error> {
+        let secrets = match (file.as_os_str().is_empty(), given) {
+            (false, _) => Secrets::File(file.to_owned()),
+            (true, Some(text)) => Secrets::Given(
+                parse(&text).map_err(|problem| Error::Secret { place: SECRET_VARIABLE.to_owned(), problem })?,
+            ),
+            (true, None) => return Err(Error::NoSecret),
+        };
+        let config = ureq::Agent::config_builder()
+            .timeout_global(Some(timeout))
+            .max_redirects(0)
+            .http_status_as_error(false)
+            // Messages are hours apart: a connection that is kept would only be a broken one.
+            .max_idle_connections(0)
+            .user_agent(concat!("mainstay/", env!("CARGO_PKG_VERSION")));
+        // What is on this machine is not behind a proxy.
+        let config = if url.starts_with("http:") { config.proxy(None) } else { config };
+        let sender = Self { url: url.to_owned(), secrets, agent: config.build().into() };
+        sender.secrets()?;
+        Ok(sender)
+    }
+
+    fn secrets(&self) -> Result<Vec<Vec<u8>>, Error> {
+        match &self.secrets {
+            Secrets::Given(secrets) => Ok(secrets.clone()),
+            Secrets::File(path) => {
+                let failed = |source| Error::File { path: path.clone(), source };
+                let wrong = |problem| Error::Secret { place: path.display().to_string(), problem };
+                let found = std::fs::metadata(path).map_err(failed)?;
+                let mode = found.permissions().mode() & 0o777;
+                // A group may read: orchestrators mount secrets that way.
+                if mode & 0o027 != 0 {
+                    return Err(wrong(format!("is open to others (mode {mode:o}): chmod 600 it")));
+                }
+                if found.len() > FILE_BYTES_MAX {
+                    return Err(wrong(format!("is larger than {FILE_BYTES_MAX} bytes")));
+                }
+                parse(&std::fs::read_to_string(path).map_err(failed)?).map_err(wrong)
+            }
+        }
+    }
+
+    /// Sends `body`, which is JSON, as the message `id` at `at_secs` (seconds since 1970), once, and waits for the answer.
+    ///
+    /// Errors: no answer of 2xx within the time.
+    pub fn send(&self, id: &str, at_secs: u64, body: &[u8]) -> Result<(), Failure> {
+        let failure = |text: String| Failure { text, is_final: false, wait: None };
+        let secrets = self.secrets().map_err(|error| failure(error.to_string()))?;
+        let request = self
+            .agent
+            .post(&self.url)
+            .header("content-type", "application/json")
+            .header("webhook-id", id)
+            .header("webhook-timestamp", at_secs.to_string())
+            .header("webhook-signature", signature(&secrets, id, at_secs, body));
+        let answer = request.send(body).map_err(|error| failure(error.to_string()))?;
+        let status = answer.status();
+        if status.is_success() {
+            return Ok(());
+        }
+        let wait = answer.headers().get("retry-after").and_then(|value| value.to_str().ok()?.trim().parse().ok());
+        Err(Failure {
+            text: format!("it answered {}", status.as_u16()),
+            is_final: status == 410,
+            wait: wait.map(Duration::from_secs),
+        })
+    }
+}
+
+/// The secrets in `text`, one in each line.
+fn parse(text: &str) -> Result<Vec<Vec<u8>>, String> {
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let secret = |line: &str| {
+        let bytes = line.strip_prefix(PREFIX).and_then(|rest| BASE64_STANDARD.decode(rest).ok());
+        bytes.filter(|bytes| SECRET_BYTES.contains(&bytes.len())).ok_or_else(|| {
+            format!("is none: expected {PREFIX} and 24 to 64 random bytes in base64 (printf '{PREFIX}%s' \"$(openssl rand -base64 32)\")")
+        })
+    };
+    let secrets = lines.map(secret).collect::<Result<Vec<_>, _>>()?;
+    match secrets.len() {
+        0 => Err("is empty".to_owned()),
+        count if count > SECRETS_MAX => Err(format!("has more than {SECRETS_MAX} lines")),
+        _ => Ok(secrets),
+    }
+}
+
+/// The header `webhook-signature`: for each secret `v1,` and the HMAC-SHA256 of id, time and body, in base64.
+fn signature(secrets: &[Vec<u8>], id: &str, at_secs: u64, body: &[u8]) -> String {
+    let sign = |secret: &Vec<u8>| {
+        let mac = Hmac::<Sha256>::new_from_slice(secret).expect("a key of any length");
+        let mac = mac.chain_update(format!("{id}.{at_secs}.")).chain_update(body);
+        format!("v1,{}", BASE64_STANDARD.encode(mac.finalize().into_bytes()))
+    };
+    secrets.iter().map(sign).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The example of the specification's own libraries.
+    const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+
+    #[test]
+    fn signs_as_the_specification_does() {
+        let secrets = parse(SECRET).expect("a secret");
+        let signed = signature(&secrets, "msg_p5jXN8AQM9LWM0D4loKWxJek", 1_614_265_330, br#"{"test": 2432232314}"#);
+        assert_eq!(signed, "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=");
+        let two = parse(&format!("{SECRET}\n\n  {PREFIX}{}\n", BASE64_STANDARD.encode([7; 32]))).expect("two");
+        assert_eq!(signature(&two, "m", 1, b"{}").split(' ').count(), 2);
+    }
+
+    #[test]
+    fn what_is_no_secret_is_told_without_it() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let open = |url: &str, path: &Path, given: Option<&str>| {
+            Sender::open(url, path, given.map(str::to_owned), Duration::from_secs(1)).map(drop)
+        };
+        for text in ["hunter2", "whsec_c2hvcnQ=", "whsec_***", "", &format!("{SECRET}\n").repeat(5)] {
+            std::fs::write(file.path(), text).expect("written");
+            let error = open("https://x", file.path(), None).expect_err("no secret").to_string();
+            assert!(text.is_empty() || !error.contains(text), "{error}");
+        }
+        std::fs::write(file.path(), SECRET).expect("written");
+        assert!(open("https://x", file.path(), None).is_ok() && open("https://x", Path::new(""), Some(SECRET)).is_ok());
+        std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(0o644)).expect("a mode");
+        let error = open("https://x", file.path(), None).expect_err("open to others").to_string();
+        assert!(error.contains("chmod 600"), "{error}");
+        assert!(matches!(open("https://x", Path::new(""), None), Err(Error::NoSecret)));
+    }
+
+    #[test]
+    fn only_what_nobody_reads_on_its_way_is_an_address() {
+        for url in ["https://example.com/hook", "http://127.0.0.1:9/x", "http://[::1]:9", "http://localhost/"] {
+            assert_eq!(problem(url), None, "{url}");
+        }
+        for url in ["http://example.com", "ftp://x", "x", "https://", "http://127.0.0.1.example.com/"] {
+            assert!(problem(url).is_some(), "{url}");
+        }
+    }
+}
