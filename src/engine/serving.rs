@@ -145,6 +145,12 @@ impl Serving {
         self.model.explains_quickly() && self.idle.as_ref().is_none_or(|idle| idle.model.explains_quickly())
     }
 
+    /// Whether a model here is too slow for the thread of a request, so that its score has to be waited for: see `Engine::turn`.
+    pub fn takes_turns(&self) -> bool {
+        let is_slow = |candidate: &Candidate| candidate.model.turns().is_some();
+        is_slow(&self.champion) || self.idle.as_ref().is_some_and(is_slow)
+    }
+
     /// Whether the challenger is known to read the row of the champion.
     pub(super) fn reads_same_row(&self) -> bool {
         self.trial.as_ref().is_some_and(|trial| trial.same_row)
@@ -265,6 +271,10 @@ impl Trial {
 
     pub(super) fn started(&self, arm: Arm) {
         self.watches.of(arm).started();
+    }
+
+    pub(super) fn withdrawn(&self, arm: Arm) {
+        self.watches.of(arm).withdrawn();
     }
 
     pub(super) fn failed(&self, arm: Arm, error: Option<&model::Error>, who: Who) {

@@ -10,6 +10,7 @@ mod probe;
 mod proof;
 mod session;
 mod trees;
+mod turns;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -19,6 +20,7 @@ pub use bundle::Bundle;
 pub use evaluator::Choice;
 pub use probe::Probe;
 pub use session::Runtime;
+pub use turns::{Options as TurnOptions, Plan};
 
 use crate::domain::bundle::baseline::Baseline;
 use crate::domain::bundle::card::Card;
@@ -71,6 +73,9 @@ pub enum Error {
     /// The model answered with something that is no probability.
     #[error("the model answered with something that is no probability")]
     NotAProbability,
+    /// As many rows wait for a slow model as it can score in time.
+    #[error("too many rows wait for the model")]
+    Full,
     /// The loaded model does not do what its card says.
     #[error("the model {model} failed its probe:{list}", list = listed(problems))]
     Probe {
@@ -94,6 +99,8 @@ pub struct LoadOptions {
     pub row_p99_us_max: u64,
     /// What may answer.
     pub evaluator: Choice,
+    /// When single rows wait for threads of the model; with none they are scored on the thread that asks, however slow they are.
+    pub turns: Option<TurnOptions>,
 }
 
 /// A loaded and probed model.
@@ -105,10 +112,13 @@ pub struct Model {
     example: golden::Row,
     schema: Schema,
     platt: Platt,
-    evaluator: evaluator::Evaluator,
+    evaluator: Arc<evaluator::Evaluator>,
     evaluator_reason: String,
     graph_bytes: usize,
     probe: Probe,
+    /// Where single rows wait, if it is slow.
+    turns: Option<turns::Turns>,
+    turns_reason: String,
     explainer: explain::Explainer,
     book: Arc<Book>,
     levers: Levers,
@@ -127,7 +137,10 @@ impl Model {
         let read = trees::read(&bundle.graph, &bundle.card.graph);
         let (evaluator, evaluator_reason) =
             evaluator::Evaluator::choose(runtime, &bundle, read.as_ref(), platt, options.evaluator, options.lanes)?;
+        let evaluator = Arc::new(evaluator);
         let probe = probe::probe(&id, &bundle, &evaluator, platt, options.row_p99_us_max)?;
+        let (plan, turns_reason) = Plan::choose(&probe, options.turns);
+        let turns = plan.map(|plan| turns::Turns::start(&evaluator, plan)).transpose()?;
         let explainer = explain::Explainer::new(&bundle, read, platt);
         let Bundle { card, baseline, mut golden, schema, graph, .. } = bundle;
         let graph_bytes = graph.len();
@@ -146,6 +159,8 @@ impl Model {
             evaluator_reason,
             graph_bytes,
             probe,
+            turns,
+            turns_reason,
             explainer,
             book,
             levers,
@@ -200,6 +215,27 @@ impl Model {
     /// What its probe measured.
     pub fn probe(&self) -> &Probe {
         &self.probe
+    }
+
+    /// How single rows wait for threads of its own, where it is slow.
+    pub fn turns(&self) -> Option<&Plan> {
+        self.turns.as_ref().map(turns::Turns::plan)
+    }
+
+    /// Why they do, or do not, for people.
+    pub fn turns_reason(&self) -> &str {
+        &self.turns_reason
+    }
+
+    /// The score of one `row` of `schema().columns()` values, where that is quick on the calling thread, and else when its turn has
+    /// come on a thread of the model. If this is dropped while it waits, the row is not scored.
+    ///
+    /// Errors: [`Error::Full`]; [`Error::NotAProbability`]; those of a run.
+    pub async fn score_in_turn(&self, row: &[f32]) -> Result<Score, Error> {
+        match &self.turns {
+            Some(turns) => self.platt.calibrate(turns.run_one(row).await?).ok_or(Error::NotAProbability),
+            None => self.score(row),
+        }
     }
 
     /// The score of one `row` of `schema().columns()` values, on the calling thread.
