@@ -7,6 +7,7 @@
 mod customers;
 #[path = "../dense/mod.rs"]
 mod dense;
+#[allow(dead_code, reason = "nothing here goes on after an error")]
 #[path = "../swap/http.rs"]
 mod http;
 
@@ -101,8 +102,9 @@ async fn measure(models: &Path, pairs: usize, time: Duration) -> bool {
     let mut ratios = Vec::new();
     for pair in 0..pairs {
         let quiet = Load::open(server.address, QUICK, &bodies, QUICK_CALLERS, QUICK_RATE).run(time).await;
-        let (stop, beside) = (Rc::new(Cell::new(false)), Load::closed(server.address, SLOW, &bodies, CALLERS));
-        let busy = tokio::task::spawn_local(beside.until(stop.clone()));
+        let beside = Load::closed(server.address, SLOW, &bodies, CALLERS);
+        let (stop, connections) = (Rc::new(Cell::new(false)), beside.connect().await);
+        let busy = tokio::task::spawn_local(beside.until(connections, stop.clone()));
         let loud = Load::open(server.address, QUICK, &bodies, QUICK_CALLERS, QUICK_RATE).run(time).await;
         stop.set(true);
         let busy = busy.await.expect("a load");
@@ -241,19 +243,23 @@ impl Load {
     }
 
     async fn run(self, time: Duration) -> Seen {
-        let stop = Rc::new(Cell::new(false));
-        let load = tokio::task::spawn_local(self.until(stop.clone()));
+        let (stop, connections) = (Rc::new(Cell::new(false)), self.connect().await);
+        let load = tokio::task::spawn_local(self.until(connections, stop.clone()));
         tokio::time::sleep(time).await;
         stop.set(true);
         load.await.expect("a load")
     }
 
-    /// Asks until it is told to stop. An open load counts from when a request was due.
-    async fn until(self, stop: Rc<Cell<bool>>) -> Seen {
+    async fn connect(&self) -> Vec<Connection> {
         let mut connections = Vec::new();
         for _ in 0..self.callers {
             connections.push(Connection::open(self.address).await.expect("a connection"));
         }
+        connections
+    }
+
+    /// Asks until it is told to stop. An open load counts from when a request was due.
+    async fn until(self, connections: Vec<Connection>, stop: Rc<Cell<bool>>) -> Seen {
         let (due, seen, taken) =
             (Arc::new(Semaphore::new(0)), Rc::new(RefCell::new(Seen::default())), Rc::new(Cell::new(0)));
         let began = Instant::now();

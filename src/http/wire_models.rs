@@ -76,8 +76,8 @@ impl Probe {
             difference_max: probe.difference_max,
             row_p50_us: probe.row_p50_us,
             row_p99_us: probe.row_p99_us,
-            runs: probe.runs().map(|(rows, p50_us)| Run { rows, p50_us }).collect(),
-            rows_alike: probe.rows_alike,
+            runs: probe.pace.runs().map(|(rows, p50_us)| Run { rows, p50_us }).collect(),
+            rows_alike: probe.pace.rows_alike,
         }
     }
 }

@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 pub use bundle::Bundle;
 pub use evaluator::Choice;
-pub use probe::Probe;
+pub use probe::{Pace, Probe};
 pub use session::Runtime;
 pub use turns::{Options as TurnOptions, Plan};
 
@@ -93,7 +93,8 @@ fn listed(problems: &[String]) -> String {
 /// How a model is loaded.
 #[derive(Debug, Clone, Copy)]
 pub struct LoadOptions {
-    /// Lanes: how many threads may score at the same time without waiting. At least 1.
+    /// Lanes: how many threads may score at the same time without waiting. At least 1. A slow model has one for each of its threads, and
+    /// as many for all others.
     pub lanes: usize,
     /// The greatest p99 of one row that the probe lets pass, in microseconds.
     pub row_p99_us_max: u64,
@@ -135,12 +136,18 @@ impl Model {
         };
         let platt = Platt { a: bundle.card.calibration.a, b: bundle.card.calibration.b };
         let read = trees::read(&bundle.graph, &bundle.card.graph);
-        let (evaluator, evaluator_reason) =
-            evaluator::Evaluator::choose(runtime, &bundle, read.as_ref(), platt, options.evaluator, options.lanes)?;
+        let (mut evaluator, evaluator_reason) =
+            evaluator::Evaluator::choose(runtime, &bundle, read.as_ref(), platt, options.evaluator)?;
+        let pace = probe::pace(&bundle, &evaluator)?;
+        let (plan, turns_reason) = Plan::choose(&pace, options.turns);
+        // No request's thread scores by a slow model itself, and those that do long work may wait for one another: each of its lanes is
+        // as large as its graph.
+        evaluator.grow(runtime, &bundle, plan.map_or(options.lanes, |plan| plan.threads))?;
         let evaluator = Arc::new(evaluator);
-        let probe = probe::probe(&id, &bundle, &evaluator, platt, options.row_p99_us_max)?;
-        let (plan, turns_reason) = Plan::choose(&probe, options.turns);
-        let turns = plan.map(|plan| turns::Turns::start(&evaluator, plan)).transpose()?;
+        let own = plan.map(|plan| evaluator.apart(runtime, &bundle, plan.threads)).transpose()?;
+        let all: Vec<&evaluator::Evaluator> = [&evaluator].into_iter().chain(&own).map(|each| &**each).collect();
+        let probe = probe::probe(&id, &bundle, &all, pace, platt, options.row_p99_us_max)?;
+        let turns = plan.zip(own).map(|(plan, own)| turns::Turns::start(own, plan)).transpose()?;
         let explainer = explain::Explainer::new(&bundle, read, platt);
         let Bundle { card, baseline, mut golden, schema, graph, .. } = bundle;
         let graph_bytes = graph.len();
@@ -199,7 +206,8 @@ impl Model {
 
     /// What its evaluator takes of memory at least, in bytes.
     pub fn evaluator_bytes(&self) -> usize {
-        self.evaluator.bytes(self.graph_bytes)
+        let own = self.turns.as_ref().map_or(0, |turns| turns.bytes(self.graph_bytes));
+        self.evaluator.bytes(self.graph_bytes) + own
     }
 
     /// What answers: `native` or `onnxruntime`.

@@ -14,7 +14,7 @@ const ROUNDS: usize = 256;
 const ROUNDS_MIN: usize = 32;
 const ROUNDS_TIME: Duration = Duration::from_millis(100);
 /// Rows of the runs that are timed.
-pub(super) const RUNS: [usize; 3] = [1, 8, 32];
+const RUNS: [usize; 3] = [1, 8, 32];
 /// How often each, at least and at most, and the time for it.
 const RUN_ROUNDS: std::ops::Range<usize> = 5..33;
 const RUN_TIME: Duration = Duration::from_millis(50);
@@ -32,39 +32,54 @@ pub struct Probe {
     pub row_p50_us: f64,
     /// 99th percentile of the time of one row, microseconds.
     pub row_p99_us: f64,
+    /// How long runs of more rows take.
+    pub pace: Pace,
+}
+
+/// What one thread makes of a row, and of some together.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Pace {
     /// Median time of a run of 1, of 8 and of 32 rows, microseconds.
-    pub runs_us: [f64; RUNS.len()],
+    pub(super) runs_us: [f64; RUNS.len()],
     /// Whether a row has the same score alone and beside others, to the last bit: replay makes every decision again alone.
     pub rows_alike: bool,
 }
 
-impl Probe {
+impl Pace {
     /// Rows of a run, and the median time that it takes, in microseconds.
     pub fn runs(&self) -> impl Iterator<Item = (usize, f64)> {
         RUNS.into_iter().zip(self.runs_us)
     }
 }
 
+/// Measures single rows and runs on what answers.
+pub(super) fn pace(bundle: &Bundle, evaluator: &Evaluator) -> Result<Pace, Error> {
+    Ok(Pace { runs_us: time_runs(bundle, evaluator)?, rows_alike: are_alike(bundle, evaluator)? })
+}
+
 /// Runs every golden row through what answers, each lane of it, one by one and as one batch, and measures single rows.
 pub(super) fn probe(
     id: &ModelId,
     bundle: &Bundle,
-    evaluator: &Evaluator,
+    evaluators: &[&Evaluator],
+    pace: Pace,
     platt: Platt,
     row_p99_us_max: u64,
 ) -> Result<Probe, Error> {
     let mut look = Look { bundle, platt, problems: Vec::new(), times: Vec::new(), difference_max: 0.0 };
-    match evaluator {
-        Evaluator::Native(native) => look.at(|rows, each| {
-            match rows.len() == bundle.schema.columns() {
-                true => each(native.probability(rows)),
-                false => native.probabilities(rows, each),
-            }
-            Ok(())
-        })?,
-        Evaluator::OnnxRuntime(lanes) => {
-            for mut lane in lanes.each() {
-                look.at(|rows, each| lane.run(rows, each))?;
+    for evaluator in evaluators {
+        match evaluator {
+            Evaluator::Native(native) => look.at(|rows, each| {
+                match rows.len() == bundle.schema.columns() {
+                    true => each(native.probability(rows)),
+                    false => native.probabilities(rows, each),
+                }
+                Ok(())
+            })?,
+            Evaluator::OnnxRuntime(lanes) => {
+                for mut lane in lanes.each() {
+                    look.at(|rows, each| lane.run(rows, each))?;
+                }
             }
         }
     }
@@ -74,8 +89,7 @@ pub(super) fn probe(
         difference_max,
         row_p50_us: quantile_us(&mut times, 0.5),
         row_p99_us: quantile_us(&mut times, 0.99),
-        runs_us: time_runs(bundle, evaluator)?,
-        rows_alike: are_alike(bundle, evaluator)?,
+        pace,
     };
     if measured.row_p99_us > row_p99_us_max as f64 {
         problems

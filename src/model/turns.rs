@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 
 use super::Error;
 use super::evaluator::Evaluator;
-use super::probe::{Probe, RUNS};
+use super::probe::Pace;
 
 /// How far its threads give way to those that answer by other models: as far as those of batches.
 const NICE: i32 = 10;
@@ -42,28 +42,28 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// How single rows are scored by what `probe` measured, and why; with none on the thread that asks.
-    pub(super) fn choose(probe: &Probe, options: Option<Options>) -> (Option<Self>, String) {
+    /// How single rows are scored at this `pace`, and why; with none on the thread that asks.
+    pub(super) fn choose(pace: &Pace, options: Option<Options>) -> (Option<Self>, String) {
         let Some(Options { threads, inline_row_us_max, wait_ms_max }) = options else {
             return (None, "nobody else waits for the thread that asks".to_owned());
         };
-        let alone = probe.runs_us[0];
+        let alone = pace.runs_us[0];
         if alone <= inline_row_us_max as f64 {
             let why =
                 format!("a row alone takes {alone:.1} us, and may take {inline_row_us_max} (models.inline_row_us_max)");
             return (None, why);
         }
         let (mut run_rows, mut row_us) = (1, alone);
-        for (rows, run_us) in RUNS.into_iter().zip(probe.runs_us) {
+        for (rows, run_us) in pace.runs() {
             let each = run_us / rows as f64;
-            if probe.rows_alike && each < row_us * WORTHWHILE {
+            if pace.rows_alike && each < row_us * WORTHWHILE {
                 (run_rows, row_us) = (rows, each);
             }
         }
         let in_time = wait_ms_max as f64 * 1e3 / row_us * threads as f64;
         let waiting_max = (in_time as usize).clamp(run_rows, WAITING_MAX);
         let gain = match run_rows {
-            1 if !probe.rows_alike => {
+            1 if !pace.rows_alike => {
                 "the bits of a score depend on the rows beside it, so each is scored alone".to_owned()
             }
             1 => "more together gain nothing".to_owned(),
@@ -80,17 +80,19 @@ impl Plan {
 pub(super) struct Turns {
     queue: Arc<Queue>,
     plan: Plan,
+    evaluator: Arc<Evaluator>,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl Turns {
-    /// Starts the threads of `plan`, which score by `evaluator`.
+    /// Starts the threads of `plan`, which score by `evaluator`, their own.
     ///
     /// Errors: a thread that cannot be made.
-    pub(super) fn start(evaluator: &Arc<Evaluator>, plan: Plan) -> Result<Self, Error> {
-        let mut turns = Self { queue: Arc::default(), plan, threads: Vec::with_capacity(plan.threads) };
+    pub(super) fn start(evaluator: Arc<Evaluator>, plan: Plan) -> Result<Self, Error> {
+        let (queue, threads) = (Arc::default(), Vec::with_capacity(plan.threads));
+        let mut turns = Self { queue, plan, evaluator, threads };
         for number in 0..plan.threads {
-            let (queue, evaluator) = (turns.queue.clone(), evaluator.clone());
+            let (queue, evaluator) = (turns.queue.clone(), turns.evaluator.clone());
             let thread = std::thread::Builder::new().name(format!("mainstay-turn-{number}"));
             let thread = thread.spawn(move || {
                 // On failure it is just as right.
@@ -109,6 +111,15 @@ impl Turns {
     /// How it goes.
     pub(super) fn plan(&self) -> &Plan {
         &self.plan
+    }
+
+    /// What it takes of memory beside what answers elsewhere, in bytes, where a session takes a graph of `graph_bytes`.
+    pub(super) fn bytes(&self, graph_bytes: usize) -> usize {
+        match &*self.evaluator {
+            // There is one for all.
+            Evaluator::Native(_) => 0,
+            Evaluator::OnnxRuntime(_) => self.evaluator.bytes(graph_bytes),
+        }
     }
 
     /// The raw probability of one `row`, once it had its turn. When this is dropped before, the row is not scored any more.
@@ -233,8 +244,7 @@ mod tests {
     const OPTIONS: Options = Options { threads: 2, inline_row_us_max: 250, wait_ms_max: 100 };
 
     fn plan(runs_us: [f64; 3], rows_alike: bool) -> (Option<Plan>, String) {
-        let probe = Probe { rows: 32, difference_max: 0.0, row_p50_us: 0.0, row_p99_us: 0.0, runs_us, rows_alike };
-        Plan::choose(&probe, Some(OPTIONS))
+        Plan::choose(&Pace { runs_us, rows_alike }, Some(OPTIONS))
     }
 
     #[test]
@@ -249,7 +259,7 @@ mod tests {
         let (plan, why) = plan([3_000.0, 6_000.0, 12_800.0], false);
         assert_eq!(plan.map(|plan| plan.run_rows), Some(1), "replay would find other bits");
         assert!(why.contains("alone"), "{why}");
-        assert_eq!(Plan::choose(&Probe { runs_us: [1e6; 3], ..Probe::default() }, None).0, None);
+        assert_eq!(Plan::choose(&Pace { runs_us: [1e6; 3], rows_alike: true }, None).0, None);
     }
 
     fn row(value: f32) -> (Row, oneshot::Receiver<Result<f32, Error>>) {
@@ -281,7 +291,7 @@ mod tests {
         let linear = Linear { weights: vec![1.0], intercept: 0.0 };
         let evaluator = Arc::new(Evaluator::Native(evaluator::Evaluator::Linear(linear)));
         // Without threads, so that what waits does.
-        let turns = Turns::start(&evaluator, Plan { threads: 0, run_rows: 8, waiting_max: 8 }).expect("a queue");
+        let turns = Turns::start(evaluator.clone(), Plan { threads: 0, run_rows: 8, waiting_max: 8 }).expect("a queue");
         let mut context = Context::from_waker(Waker::noop());
         let mut first = pin!(turns.run_one(&[1.0]));
         assert!(first.as_mut().poll(&mut context).is_pending());

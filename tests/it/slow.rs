@@ -9,6 +9,8 @@ use crate::dense;
 use crate::ledger::mainstay;
 use crate::service::{Service, customer, golden};
 
+/// Callers who do not wait for their answer.
+const GONE: usize = 200;
 const DENSE: &str = "telco-churn/2.0.0";
 
 /// The bundled models beside a small dense network.
@@ -180,4 +182,25 @@ async fn a_slow_challenger_takes_turns_and_the_quick_champion_does_not() {
     let answers = at_once(&service, "/v1/score", &customers()).await;
     let arms: Vec<Value> = answers.iter().map(|answer| answer.json()["model"]["arm"].clone()).collect();
     assert!(arms.contains(&json!("champion")) && arms.contains(&json!("challenger")), "{arms:?}");
+}
+
+#[tokio::test]
+async fn who_hangs_up_has_left_the_queue() {
+    let models = models();
+    let service = crate::slots::start(models.path(), None, "9.0.2-slow", &["models.turn_wait_ms_max=60000"]);
+    let body = customer().to_string();
+    let head = "POST /v1/score HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: ";
+    let request = format!("{head}{}\r\n\r\n{body}", body.len());
+    for _ in 0..GONE {
+        let mut caller = service.connect();
+        std::io::Write::write_all(&mut caller, request.as_bytes()).expect("written");
+    }
+    // Behind them in the queue, if they were still in it.
+    assert_eq!(service.post("/v1/score", &customer()).await.status, 200);
+    service.wait_in_flight(0).await;
+    let metrics = service.get_admin("/metrics").await.text;
+    let of_it = |line: &&str| line.starts_with("mainstay_decisions_total{model=\"telco-churn\"");
+    let counts = metrics.lines().filter(of_it).filter_map(|line| line.rsplit(' ').next()?.parse::<usize>().ok());
+    let decided: usize = counts.sum();
+    assert!((1..GONE / 2).contains(&decided), "{decided} were decided on, of {GONE} who had gone");
 }
