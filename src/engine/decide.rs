@@ -32,7 +32,7 @@ use crate::ledger::Receipt;
 pub struct Stages {
     /// Record to vector.
     pub encode: Duration,
-    /// Vector to score.
+    /// Vector to score; of a slow model the wait for it included.
     pub infer: Duration,
     /// Score to tier and intervention.
     pub policy: Duration,
