@@ -42,6 +42,9 @@ LAWS = {
         "domain::reason::linear::tests::contributions_and_base_sum_up_to_the_margin",
         "domain::reason::shapley::tests::finds_what_is_known_and_sums_up",
         "domain::reason::tests::points_sum_up_to_score_less_base"],
+    "a model's estimate of uplift replaces score x effectiveness": [
+        "domain::policy::assessment::tests::an_estimate_stands_for_score_times_effectiveness",
+        "uplift::an_estimate_stands_for_score_times_effectiveness", "uplift::each_model_estimates_by_itself"],
     "the knapsack is exact on small inputs and within half a percent on large ones": [
         "domain::policy::allocation::tests::small_inputs_are_exact",
         "domain::policy::allocation::tests::odd_amounts_are_exact_too",

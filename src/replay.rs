@@ -10,9 +10,10 @@ use crate::domain::policy::Policy;
 use crate::domain::policy::assessment::{ALLOCATED, Assessment, FULL, Offer, REFUSED};
 use crate::domain::policy::document;
 use crate::domain::policy::layers::{self, Case, Chance, Layers, Layout, Room, Way};
+use crate::domain::score::Score;
 use crate::http;
 use crate::ledger::{Extra, Inputs, Kept, Reading, Reason, Recorded};
-use crate::model::{LoadOptions, Model, Runtime};
+use crate::model::{LoadOptions, Model, ONNX_RUNTIME, Runtime};
 
 /// What a decision was made again by: bundles and policies are loaded once.
 pub struct Replay<'r> {
@@ -27,11 +28,18 @@ pub struct Replay<'r> {
 /// The experiments that ran at a time, over the policy that was in force.
 type Experiments = (Arc<Policy>, Arc<Layers>);
 
+/// How far ONNX Runtime's score of a row may be from that of the same row in a batch, in probability. What replay is asked for is that
+/// nothing else decided, which a rounding error does not hide.
+pub const ROUNDING: f64 = 1e-6;
+
 /// How a decision came out the second time.
 #[derive(Debug, PartialEq)]
 pub enum Outcome {
     /// As it was, to the last bit.
     Same,
+    /// As it was, to the last bit, from a score that is within [`ROUNDING`]: ONNX Runtime adds up the rows of a batch in another order than a
+    /// lone one, and what else was in the batch is not known.
+    Rounded,
     /// As it was, to the last bit, but for the choice: that was made for a whole batch, to spend one budget over it, and is taken from the
     /// record. It is one that could be made.
     Given,
@@ -50,6 +58,8 @@ struct Again {
     extra: Extra,
     /// Whether the choice was taken from the record.
     given: bool,
+    /// Whether the score was, being that of a batch.
+    rounded: bool,
 }
 
 impl<'r> Replay<'r> {
@@ -63,7 +73,7 @@ impl<'r> Replay<'r> {
     pub fn run(&mut self, recorded: &Recorded, reading: &Reading) -> Outcome {
         match self.decide(recorded, reading) {
             Err(why) => Outcome::Impossible(why),
-            Ok(Again { score, tier, action, policy_version, extra, given }) => {
+            Ok(Again { score, tier, action, policy_version, extra, given, rounded }) => {
                 let mut differences = Vec::new();
                 if score.to_bits() != recorded.score.to_bits() {
                     differences.push(format!("score {score} instead of {}", recorded.score));
@@ -82,6 +92,7 @@ impl<'r> Replay<'r> {
                     ("expected value", extra.expected_value, before.expected_value),
                     ("cost", extra.cost, before.cost),
                     ("value at stake", extra.value_at_stake, before.value_at_stake),
+                    ("uplift", extra.uplift, before.uplift),
                     ("shadow price", extra.shadow_price, before.shadow_price),
                     ("propensity", extra.propensity, before.propensity),
                 ] {
@@ -111,10 +122,11 @@ impl<'r> Replay<'r> {
                         [&extra.rules, &before.rules].map(|rules| rules.as_deref().unwrap_or_default().join(" "));
                     differences.push(format!("rules {again} instead of {before}"));
                 }
-                match (differences.is_empty(), given) {
-                    (true, false) => Outcome::Same,
-                    (true, true) => Outcome::Given,
-                    (false, _) => Outcome::Different(differences.join(", ")),
+                match (differences.is_empty(), given, rounded) {
+                    (false, _, _) => Outcome::Different(differences.join(", ")),
+                    (true, true, _) => Outcome::Given,
+                    (true, false, true) => Outcome::Rounded,
+                    (true, false, false) => Outcome::Same,
                 }
             }
         }
@@ -179,9 +191,14 @@ impl<'r> Replay<'r> {
             .schema()
             .vectorize(&record.features, &mut row)
             .map_err(|_| "its inputs break the dictionary".to_owned())?;
-        let score = model.score(&row).map_err(|error| error.to_string())?;
-        let binding = policy.bind(&model.card().features).map_err(|problems| problems.join("; "))?;
-        let values = binding.read(&record).map_err(|_| "its context breaks the policy".to_owned())?;
+        let own = model.score(&row).map_err(|error| error.to_string())?;
+        let before = Score::new(recorded.score).filter(|score| *score != own);
+        let is_near = |score: &Score| (score.value() - own.value()).abs() <= ROUNDING;
+        let rounded = before.filter(is_near).filter(|_| model.evaluator() == ONNX_RUNTIME);
+        let score = rounded.unwrap_or(own);
+        let uplifts = model.uplifts(&row).map_err(|error| error.to_string())?;
+        let binding = policy.bind_to(model.card()).map_err(|problems| problems.join("; "))?;
+        let values = binding.read_with(&record, &uplifts).map_err(|_| "its context breaks the policy".to_owned())?;
         // What there was no money for then is among the rules on record: the same offers are refused, whatever the choice was. Where one
         // of them would not have come up, or one comes up that did, the rules differ. What would have been chosen in another group
         // is asked with the room that there was.
@@ -192,8 +209,8 @@ impl<'r> Replay<'r> {
         let layers = experiments.as_ref().map(|(_, layers)| layers);
         let own = |at: usize| {
             let policy = &layers?.policies()[at];
-            let binding = policy.bind(&model.card().features).ok()?;
-            let values = binding.read(&record).ok()?;
+            let binding = policy.bind_to(model.card()).ok()?;
+            let values = binding.read_with(&record, &uplifts).ok()?;
             Some(policy.assess(score, &values))
         };
         // The policy that decided, and so has the actions that were refused, is known by its version.
@@ -258,6 +275,7 @@ impl<'r> Replay<'r> {
             policy_version: policy.version().to_owned(),
             extra,
             given: choice.allocated,
+            rounded: rounded.is_some(),
         })
     }
 }

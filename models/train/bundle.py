@@ -34,12 +34,12 @@ def _layout(value, depth: int) -> str:
     return "[\n" + ",\n".join(lines) + "\n" + " " * depth + "]"
 
 
-def golden_json(rows: list[dict], scores: list[float]) -> bytes:
+def golden_json(rows: list[dict], scores: list[float], uplifts: list[list[float]] | None = None) -> bytes:
     """One row a line: a change of one score shows as a change of one line."""
-    lines = [
-        "  " + json.dumps({"features": row, "score": round(score, 9)}, ensure_ascii=False, allow_nan=False)
-        for row, score in zip(rows, scores, strict=True)
-    ]
+    written = [{"features": row, "score": round(score, 9)} for row, score in zip(rows, scores, strict=True)]
+    for row, given in zip(written, uplifts or []):
+        row["uplift"] = [round(uplift, 9) for uplift in given]
+    lines = ["  " + json.dumps(row, ensure_ascii=False, allow_nan=False) for row in written]
     return ('{"rows": [\n' + ",\n".join(lines) + "\n]}\n").encode()
 
 

@@ -36,6 +36,9 @@ NUDGE = 0.003  # relative, of every coefficient, up and down in turn
 NEAR = 0.005  # how far a good challenger may be from 1.2.0
 SHIFT = 0.1
 SLOW_WIDTH, SLOW_STEPS = 2048, 144  # sines of one row: some 300,000
+# By how much an intervention lowers the probability of churn: RANGE x tanh(weight x (1 - tenure / MONTHS)). So an e-mail is better for the
+# new, and drives the loyal away; the offer is the other way round.
+UPLIFT, UPLIFT_RANGE, UPLIFT_MONTHS = {"discount_email": 1.0, "retention_offer": -0.5}, 0.3, 24.0
 
 
 # --- graphs ---------------------------------------------------------------------------------------------------------
@@ -53,7 +56,7 @@ class Graph:
         [node] = onnx.load_from_string(export.graph(linear, columns)).graph.node
         node.input[0], node.output[1] = filled, "regression"
         self.nodes.append(node)
-        self.probability = node.output[1]
+        self.probability, self.uplift = node.output[1], None
 
     def add(self, operator: str, *inputs: str, **attributes) -> str:
         output = f"t{len(self.nodes)}"
@@ -77,13 +80,17 @@ class Graph:
 
     def bytes(self) -> bytes:
         value = helper.make_tensor_value_info
-        finish = helper.make_node("Identity", [self.probability], [export.OUTPUT])
+        finish = [helper.make_node("Identity", [self.probability], [export.OUTPUT])]
+        outputs = [value(export.OUTPUT, TensorProto.FLOAT, ["N", 2])]
+        if self.uplift:
+            finish.append(helper.make_node("Identity", [self.uplift], ["uplift"]))
+            outputs.append(value("uplift", TensorProto.FLOAT, ["N", len(UPLIFT)]))
         model = helper.make_model(
             helper.make_graph(
-                [*self.nodes, finish],
+                [*self.nodes, *finish],
                 "churn",
                 [value(export.INPUT, TensorProto.FLOAT, ["N", self.columns])],
-                [value(export.OUTPUT, TensorProto.FLOAT, ["N", 2])],
+                outputs,
                 self.constants,
             ),
             opset_imports=[helper.make_opsetid("", 15), helper.make_opsetid("ai.onnx.ml", 1)],
@@ -132,6 +139,18 @@ def nan(graph: Graph, dictionary: list[dict]) -> None:
     graph.probability = graph.add("Div", graph.add("Mul", graph.probability, sound), sound)
 
 
+def estimating(graph: Graph, dictionary: list[dict]) -> None:
+    new = graph.add("Sub", graph.floats(1.0), graph.add("Div", graph.tenure(dictionary), graph.floats(UPLIFT_MONTHS)))
+    bent = graph.add("Tanh", graph.add("Mul", new, graph.floats(*UPLIFT.values())))
+    graph.uplift = graph.add("Mul", bent, graph.floats(UPLIFT_RANGE))
+
+
+def uplift(row: dict) -> list[float]:
+    """What that gives for a customer, in float64 and without ONNX Runtime."""
+    new = 1 - row["tenure"] / UPLIFT_MONTHS
+    return [UPLIFT_RANGE * float(np.tanh(weight * new)) for weight in UPLIFT.values()]
+
+
 def _in_faulty_range(graph: Graph, dictionary: list[dict]) -> str:
     tenure, (low, high) = graph.tenure(dictionary), FAULTY_TENURE
     above = graph.add("GreaterOrEqual", tenure, graph.floats(low))
@@ -155,6 +174,7 @@ FAULTS = [
     Fault("9.0.2-slow", "one row takes many times as long; the scores are the same", slow),
     Fault("9.0.3-erring", f"the run fails for {MONTHS}; other scores are the same", erring, answer="error"),
     Fault("9.0.4-nan", f"the probability of {MONTHS} is NaN; other scores are the same", nan, answer="NaN"),
+    Fault("9.0.5-uplift", "it estimates what two interventions change; the scores are the same", estimating),
 ]
 
 
@@ -224,7 +244,9 @@ def build(fault: Fault, base: Base, recipe: Recipe) -> dict[str, bytes]:
     files = {
         "model.onnx": model,
         "baseline.json": base.baseline,
-        "golden.json": bundle.golden_json(base.golden, scores.tolist()),
+        "golden.json": bundle.golden_json(
+            base.golden, scores.tolist(), [uplift(row) for row in base.golden] if graph.uplift else None
+        ),
     }
     about = dataclasses.replace(
         recipe,
@@ -244,6 +266,13 @@ def build(fault: Fault, base: Base, recipe: Recipe) -> dict[str, bytes]:
         columns=x.shape[1],
         files=files,
     )
+    if graph.uplift:
+        nothing = {"value": 0.0, "low": 0.0, "high": 0.0}
+        card["uplift"] = {
+            "output": "uplift",
+            "experiment": "none: made up for tests",
+            "interventions": [{"action": action, "qini": nothing} for action in UPLIFT],
+        }
     card["intended_use"] = "Tests of Mainstay only."
     return {
         f"{NAME}/{fault.version}/{name}": content

@@ -11,7 +11,7 @@ use super::{Configured, Falls, client, write_out};
 use crate::domain::id::DecisionId;
 use crate::ledger::{self, Reading};
 use crate::model::{LoadOptions, Runtime};
-use crate::replay::{Outcome, Replay};
+use crate::replay::{Outcome, ROUNDING, Replay};
 
 #[derive(Debug, Args)]
 pub(super) struct ReplayArguments {
@@ -100,10 +100,11 @@ pub(super) fn replay(arguments: ReplayArguments) -> anyhow::Result<()> {
     let (row_p99_us_max, evaluator) = (config.models.probe_row_p99_us_max, config.models.evaluator);
     let options = LoadOptions { lanes: 1, row_p99_us_max, evaluator, turns: None };
     let mut replay = Replay::new(runtime, config.models.dir.clone(), options);
-    let (mut same, mut given, mut impossible, mut problems) = (0, 0, 0, Vec::new());
+    let (mut same, mut rounded, mut given, mut impossible, mut problems) = (0, 0, 0, 0, Vec::new());
     for decision in &recorded {
         match replay.run(decision, &reading) {
             Outcome::Same => same += 1,
+            Outcome::Rounded => rounded += 1,
             Outcome::Given => given += 1,
             Outcome::Different(how) => problems.push(format!("{}: {how}", decision.id)),
             Outcome::Impossible(why) => {
@@ -112,7 +113,7 @@ pub(super) fn replay(arguments: ReplayArguments) -> anyhow::Result<()> {
             }
         }
     }
-    if let ([decision], 1) = (recorded.as_slice(), same + given) {
+    if let ([decision], 1) = (recorded.as_slice(), same + given + rounded) {
         let answer = format!("score {}, tier {}, action {}", decision.score, decision.tier, decision.action);
         write_out(&format!("{}: {answer}, by {} {}\n", decision.id, decision.model, decision.model_version))?;
     }
@@ -120,6 +121,11 @@ pub(super) fn replay(arguments: ReplayArguments) -> anyhow::Result<()> {
         "{same} of {} decisions came out the same to the last bit, {impossible} could not be replayed\n",
         recorded.len()
     ))?;
+    if rounded > 0 {
+        write_out(&format!(
+            "{rounded} more came out the same from the score on record, which is within {ROUNDING:e}: ONNX Runtime rounds otherwise in batches\n"
+        ))?;
+    }
     if given > 0 {
         write_out(&format!(
             "{given} more came out the same but for the choice, which an allocation over a batch had made: it is taken from the record\n"

@@ -305,7 +305,7 @@ fn verify_policy(path: &Path, bundle: Option<&Path>) -> anyhow::Result<()> {
     match bundle.map(Bundle::open).transpose()? {
         Some(bundle) => {
             let path = path.display().to_string();
-            policy.bind(&bundle.card.features).map_err(|problems| PolicyError::Wrong { path, problems })?;
+            policy.bind_to(&bundle.card).map_err(|problems| PolicyError::Wrong { path, problems })?;
             text += &format!("it fits {} {}\n", bundle.card.name, bundle.card.version);
         }
         None if policy.fields().iter().any(|field| field.context.is_none()) => {

@@ -5,9 +5,9 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use super::account::Reserved;
-use super::decide::{Scored, Stages, encode};
+use super::decide::{Stages, add_uplifts, encode};
 use super::reasons::explain;
-use super::serving::{Serving, Who};
+use super::serving::{Scored, Serving, Who};
 use super::treatment::Choosing;
 use super::{Engine, Error};
 use crate::domain::decision::{Arm, Decision};
@@ -169,12 +169,15 @@ impl Engine {
             .zip(records.iter().zip(rows.chunks_exact(columns)))
             .enumerate()
             .map(|(at, (encoded, (record, row)))| {
-                let values = encoded?;
-                if of_champion.next_if_eq(&at).is_none() {
-                    return Ok((self.score(serving, record, row, whos[at], addressed)?, values));
-                }
-                let score = scores.next().unwrap_or(Err(model::Error::NotAProbability))?;
-                Ok((Scored { score, arm: Arm::Champion }, values))
+                let mut values = encoded?;
+                let scored = if of_champion.next_if_eq(&at).is_none() {
+                    self.score(serving, record, row, whos[at], addressed)?
+                } else {
+                    let score = scores.next().unwrap_or(Err(model::Error::NotAProbability))?;
+                    Scored { score, arm: Arm::Champion, uplifts: serving.uplifts(Arm::Champion, row)? }
+                };
+                add_uplifts(serving, &mut values, &scored);
+                Ok((scored, values))
             })
             .collect();
         stages.infer += begun.elapsed();

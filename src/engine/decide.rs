@@ -10,7 +10,7 @@ use smallvec::smallvec;
 
 use super::account::Reserved;
 use super::reasons::explain;
-use super::serving::{Candidate, Serving, Trial, Who};
+use super::serving::{Candidate, Scored, Serving, Trial, Who};
 use super::shadow::Row;
 use super::treatment::Choosing;
 use super::turn::Turn;
@@ -38,13 +38,6 @@ pub struct Stages {
     pub policy: Duration,
 }
 
-/// Who gave a score.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Scored {
-    pub(super) score: Score,
-    pub(super) arm: Arm,
-}
-
 impl Engine {
     /// Decides on one record, which was read from `inputs`, on the calling thread: no await, no lock held across another.
     /// The decision may be answered once its receipt is kept. `addressed` is the arm that the caller insists on, `turn` the score where
@@ -62,7 +55,7 @@ impl Engine {
     ) -> Result<(Decision, Stages, Receipt), Error> {
         let begun = Instant::now();
         let mut row: Row = smallvec![0.0; serving.model.schema().columns()];
-        let values = encode(serving, record, &mut row).map_err(Error::Invalid)?;
+        let mut values = encode(serving, record, &mut row).map_err(Error::Invalid)?;
         let encoded = Instant::now();
         let who = serving.who(&record.customer_id, &values);
         let waited = turn.as_ref().map_or(Duration::ZERO, |turn| turn.took);
@@ -70,6 +63,7 @@ impl Engine {
             Some(turn) => turn.scored,
             None => self.score(serving, record, &row, who, addressed)?,
         };
+        add_uplifts(serving, &mut values, &scored);
         let inferred = Instant::now();
         let (mut decision, reserved) = self.decision(serving, record, &values, &scored, self.now_ms(), Choosing::Alone);
         explain(serving, record, &row, &mut decision)?;
@@ -100,13 +94,17 @@ impl Engine {
         addressed: Option<Arm>,
     ) -> Result<Scored, Error> {
         let asked = Asked::new(serving, who, addressed)?;
-        let score = match (asked.arm, &serving.idle) {
-            (Arm::Challenger, Some(challenger)) => score_by(challenger, serving, record, row),
-            _ => serving.model.score(row).map_err(Error::Model),
+        let answer = match (asked.arm, &serving.idle) {
+            (Arm::Challenger, Some(challenger)) => {
+                let mut own = Row::new();
+                row_of(challenger, serving, record, row, &mut own)
+                    .and_then(|row| Ok(serving.judge(Arm::Challenger, row)?))
+            }
+            _ => serving.judge(Arm::Champion, row).map_err(Error::Model),
         };
-        match asked.settle(score)? {
+        match asked.settle(answer)? {
             Some(scored) => Ok(scored),
-            None => Ok(Scored { score: serving.model.score(row)?, arm: Arm::Champion }),
+            None => Ok(serving.judge(Arm::Champion, row)?),
         }
     }
 
@@ -146,13 +144,13 @@ impl Engine {
         decided_at_ms: u64,
         choosing: Choosing,
     ) -> (Decision, Option<Reserved>) {
-        let Scored { score, arm } = *scored;
+        let Scored { score, arm, ref uplifts } = *scored;
         let candidate = serving.candidate(arm);
-        let treat = |values: &[Known]| serving.treat(record, values, (score, arm), decided_at_ms, choosing);
+        let treat = |values: &[Known]| serving.treat(record, values, scored, decided_at_ms, choosing);
         let (decided, policy, chance, reserved) = match arm {
             Arm::Champion => treat(values),
             // What a missing value means, the dictionary of the model says that answers.
-            Arm::Challenger => match candidate.binding.read(record) {
+            Arm::Challenger => match candidate.binding.read_with(record, uplifts) {
                 Ok(own) => treat(&own),
                 Err(_) => treat(values),
             },
@@ -201,10 +199,10 @@ impl<'s> Asked<'s> {
 
     /// What follows from what the arm said. Where a challenger under trial could not give a score that is `None`, and the champion has
     /// to: its customers are not to suffer from the trial.
-    pub(super) fn settle(mut self, answer: Result<Score, Error>) -> Result<Option<Scored>, Error> {
+    pub(super) fn settle(mut self, answer: Result<Scored, Error>) -> Result<Option<Scored>, Error> {
         let arm = self.arm;
         match (&answer, self.watched.take()) {
-            (Ok(score), Some((trial, who))) => trial.scored(arm, *score, who),
+            (Ok(scored), Some((trial, who))) => trial.scored(arm, scored.score, who),
             (Err(error), Some((trial, who))) if arm == Arm::Challenger => {
                 fell_back(trial, error, who);
                 return Ok(None);
@@ -212,7 +210,7 @@ impl<'s> Asked<'s> {
             (Err(error), Some((trial, who))) => trial.failed(arm, error.of_model(), who),
             (_, None) => {}
         }
-        Ok(Some(Scored { score: answer?, arm }))
+        answer.map(Some)
     }
 }
 
@@ -230,10 +228,17 @@ pub(super) fn assess(serving: &Serving, record: &Record, values: &[Known], score
     match scored.arm {
         Arm::Champion => serving.policy.assess(scored.score, values),
         // What a missing value means, the dictionary of the model says that answers.
-        Arm::Challenger => match serving.candidate(Arm::Challenger).binding.read(record) {
+        Arm::Challenger => match serving.candidate(Arm::Challenger).binding.read_with(record, &scored.uplifts) {
             Ok(own) => serving.policy.assess(scored.score, &own),
             Err(_) => serving.policy.assess(scored.score, values),
         },
+    }
+}
+
+/// Adds what the champion estimates of interventions, where it was the champion that `scored`, to what the policy knows by its dictionary.
+pub(super) fn add_uplifts(serving: &Serving, values: &mut Values, scored: &Scored) {
+    if scored.arm == Arm::Champion {
+        serving.champion.binding.add_uplifts(values, &scored.uplifts);
     }
 }
 
@@ -264,13 +269,25 @@ pub(super) fn score_by(
     record: &Record,
     row: &[f32],
 ) -> Result<Score, Error> {
+    let mut own = Row::new();
+    Ok(challenger.model.score(row_of(challenger, serving, record, row, &mut own)?)?)
+}
+
+/// The challenger's row of `record`: the champion's, where both read the same, or else `own`.
+fn row_of<'r>(
+    challenger: &Candidate,
+    serving: &Serving,
+    record: &Record,
+    row: &'r [f32],
+    own: &'r mut Row,
+) -> Result<&'r [f32], Error> {
     if serving.reads_same_row() {
-        return Ok(challenger.model.score(row)?);
+        return Ok(row);
     }
     let schema = challenger.model.schema();
-    let mut own: Row = smallvec![0.0; schema.columns()];
-    schema.vectorize(&record.features, &mut own).map_err(Error::Invalid)?;
-    Ok(challenger.model.score(&own)?)
+    own.resize(schema.columns(), 0.0);
+    schema.vectorize(&record.features, own).map_err(Error::Invalid)?;
+    Ok(own)
 }
 
 fn fell_back(trial: &Trial, error: &Error, who: Who) {

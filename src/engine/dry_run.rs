@@ -2,7 +2,9 @@
 //! tried in `simulate`; to the last bit, by what decided then, is the business of `replay`.
 
 use super::{Engine, Error};
+use crate::domain::bundle::uplift::Uplifts;
 use crate::domain::policy::Policy;
+use crate::domain::policy::fit::Binding;
 use crate::domain::record::Record;
 use crate::domain::rollout::comparison::{Comparer, Comparison, Decided};
 use crate::domain::score::Score;
@@ -22,18 +24,15 @@ impl Engine {
         policy: &Policy,
         count: usize,
     ) -> Result<Comparison, Error> {
-        let [before, after] = [live, next].map(|model| policy.bind(&model.card().features).map_err(Error::Refused));
+        let [before, after] = [live, next].map(|model| policy.bind_to(model.card()).map_err(Error::Refused));
         let (before, after) = (before?, after?);
         let mut comparer = Comparer::new(policy, policy);
         self.each_recorded(name, count, |recorded| {
             let decided = self.again(&recorded.inputs, |record| {
                 let [before, after] = [(live, &before), (next, &after)].map(|(model, binding)| {
-                    Some(Decided::by(
-                        policy,
-                        score_of(model, record)?,
-                        &binding.read(record).ok()?,
-                        &record.customer_id,
-                    ))
+                    let (score, uplifts) = judge(model, binding, record)?;
+                    let values = binding.read_with(record, &uplifts).ok()?;
+                    Some(Decided::by(policy, score, &values, &record.customer_id))
                 });
                 Some((before?, after?))
             });
@@ -66,8 +65,9 @@ impl Engine {
     }
 }
 
-fn score_of(model: &Model, record: &Record) -> Option<Score> {
+fn judge(model: &Model, binding: &Binding, record: &Record) -> Option<(Score, Uplifts)> {
     let mut row = vec![0.0; model.schema().columns()];
     model.schema().vectorize(&record.features, &mut row).ok()?;
-    model.score(&row).ok()
+    let uplifts = if binding.wants_uplifts() { model.uplifts(&row).ok()? } else { Uplifts::new() };
+    Some((model.score(&row).ok()?, uplifts))
 }

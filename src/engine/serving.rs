@@ -13,6 +13,7 @@ use super::monitor::Monitor;
 use super::treatment::Running;
 use super::watch::Watch;
 use crate::domain::assignment;
+use crate::domain::bundle::uplift::Uplifts;
 use crate::domain::decision::Arm;
 use crate::domain::money::Money;
 use crate::domain::policy::Policy;
@@ -52,7 +53,7 @@ impl Candidate {
         monitor: Arc<Monitor>,
     ) -> Result<Self, Vec<String>> {
         let id = model.id();
-        let binding = Arc::new(policy.bind(&model.card().features)?);
+        let binding = Arc::new(policy.bind_to(model.card())?);
         let decided = policy.tiers().iter().map(|tier| metrics.decisions(&id.name, &id.version, &tier.name)).collect();
         Ok(Self { model, binding, decided, requests, monitor })
     }
@@ -156,6 +157,29 @@ impl Serving {
         self.trial.as_ref().is_some_and(|trial| trial.same_row)
     }
 
+    /// What the model in the role `arm` says of its own `row`. Uplifts are estimated where a policy decides by them.
+    pub(super) fn judge(&self, arm: Arm, row: &[f32]) -> Result<Scored, model::Error> {
+        let candidate = self.candidate(arm);
+        let score = candidate.model.score(row)?;
+        Ok(Scored { score, arm, uplifts: self.uplifts(arm, row)? })
+    }
+
+    /// The same, but that of a slow model is waited for.
+    pub(super) async fn judge_in_turn(&self, arm: Arm, row: &[f32]) -> Result<Scored, model::Error> {
+        let (score, uplifts) = self.candidate(arm).model.judge_in_turn(row, self.wants_uplifts(arm)).await?;
+        Ok(Scored { score, arm, uplifts })
+    }
+
+    /// What the model in the role `arm` estimates of interventions; nothing where no policy decides by it.
+    pub(super) fn uplifts(&self, arm: Arm, row: &[f32]) -> Result<Uplifts, model::Error> {
+        if self.wants_uplifts(arm) { self.candidate(arm).model.uplifts(row) } else { Ok(Uplifts::new()) }
+    }
+
+    fn wants_uplifts(&self, arm: Arm) -> bool {
+        let arms = || self.experiments.as_ref().is_some_and(|running| running.want_uplifts(arm));
+        self.candidate(arm).binding.wants_uplifts() || arms()
+    }
+
     /// The arm that answers a customer: the one addressed, or the one that the customer is assigned to.
     pub(super) fn arm_of(&self, who: Option<Who>, addressed: Option<Arm>) -> Arm {
         match (addressed, &self.trial, who) {
@@ -185,6 +209,16 @@ impl Serving {
         let is_sampled = || trial.sample >= 1.0 || fastrand::f64() < trial.sample;
         (addressed.is_none() && is_sampled()).then_some(trial)
     }
+}
+
+/// What a model said of a customer.
+#[derive(Debug)]
+pub(super) struct Scored {
+    pub(super) score: Score,
+    /// The role of the model.
+    pub(super) arm: Arm,
+    /// What it estimates of interventions.
+    pub(super) uplifts: Uplifts,
 }
 
 /// A customer, as far as a trial has to know.

@@ -67,7 +67,7 @@ impl Loaded {
     pub(super) fn fits(&self, policy: &Policy) -> Result<(), Vec<String>> {
         let id = self.model.id();
         let told = |problem: String| format!("the policy \"{}\" does not fit {id}: {problem}", policy.name());
-        let bound = policy.bind(&self.model.card().features);
+        let bound = policy.bind_to(self.model.card());
         bound.map(drop).map_err(|problems| problems.into_iter().map(told).collect())
     }
 }

@@ -6,14 +6,13 @@ use std::sync::Arc;
 
 use super::account::Reserved;
 use super::capacity::{Full, Place};
-use super::serving::{Candidate, Serving};
+use super::serving::{Candidate, Scored, Serving};
 use crate::domain::decision::{Arm, Decision};
 use crate::domain::policy::Policy;
 use crate::domain::policy::assessment::{Assessment, Choice, Offer, Refused};
 use crate::domain::policy::condition::Known;
 use crate::domain::policy::layers::{self, Case, Chance, Decided, Layers, Room, Way};
 use crate::domain::record::Record;
-use crate::domain::score::Score;
 use crate::telemetry::Metrics;
 
 /// The experiments that run on a model, with the policies of their arms bound to what is in its slots.
@@ -42,6 +41,11 @@ impl Running {
         Ok(Self { layers: Arc::new(layers), arms })
     }
 
+    /// Whether a policy of theirs decides by what the model in the role `arm` estimates of interventions.
+    pub(super) fn want_uplifts(&self, arm: Arm) -> bool {
+        (0..self.arms.len()).filter_map(|at| self.candidate(at, arm)).any(|candidate| candidate.binding.wants_uplifts())
+    }
+
     fn candidate(&self, at: usize, arm: Arm) -> Option<&Candidate> {
         let (champion, idle) = self.arms.get(at)?;
         match arm {
@@ -61,16 +65,16 @@ pub(super) enum Choosing {
 }
 
 impl Serving {
-    /// What a customer with `score` is offered, given by the model in the role `arm`, with the policy that decided and the money that
-    /// is set aside. `values` is what the policy in force wants to know.
+    /// What a customer who was `scored` is offered, with the policy that decided and the money that is set aside. `values` is what the policy in force wants to know.
     pub(super) fn treat(
         &self,
         record: &Record,
         values: &[Known],
-        (score, arm): (Score, Arm),
+        scored: &Scored,
         at_ms: u64,
         choosing: Choosing,
     ) -> (Decided, Arc<Policy>, Option<Chance>, Option<Reserved>) {
+        let Scored { score, arm, ref uplifts } = *scored;
         let running = self.experiments.as_deref();
         let layers = running.map(|running| &*running.layers);
         let account = self.account.as_deref();
@@ -85,7 +89,7 @@ impl Serving {
         let decider = Cell::new(&self.policy);
         let own = |at: usize| {
             let (running, layers) = running.zip(layers)?;
-            let known = running.candidate(at, arm)?.binding.read(record).ok()?;
+            let known = running.candidate(at, arm)?.binding.read_with(record, uplifts).ok()?;
             decider.set(&layers.policies()[at]);
             Some(layers.policies()[at].assess(score, &known))
         };

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use smallvec::smallvec;
 
-use super::decide::{Asked, Scored, encode};
+use super::decide::{Asked, encode};
 use super::reasons::own_row;
-use super::serving::Serving;
+use super::serving::{Scored, Serving};
 use super::shadow::Row;
 use super::{Engine, Error};
 use crate::domain::decision::Arm;
@@ -35,12 +35,12 @@ impl Engine {
         };
         let asked = Asked::new(serving, who, addressed)?;
         let answer = match own_row(serving, record, &row, asked.arm) {
-            Ok(own) => serving.candidate(asked.arm).model.score_in_turn(&own).await.map_err(Error::Model),
+            Ok(own) => serving.judge_in_turn(asked.arm, &own).await.map_err(Error::Model),
             Err(error) => Err(error),
         };
         let scored = match asked.settle(answer)? {
             Some(scored) => scored,
-            None => Scored { score: serving.model.score_in_turn(&row).await?, arm: Arm::Champion },
+            None => serving.judge_in_turn(Arm::Champion, &row).await?,
         };
         Ok(Turn { scored, took: begun.elapsed() })
     }

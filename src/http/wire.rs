@@ -79,8 +79,8 @@ pub(super) struct Decision<'d> {
     value_at_stake: Option<f64>,
     /// The rules that led to the intervention: `segment:NAME`, `eligibility:ACTION:FIELD` (not offered, since this condition does not
     /// hold), `budget:refused:ACTION` (there was no money left for it), `budget:shadow_price` (it is not worth it while money is that
-    /// dear), `capacity:refused:ACTION` (no place was left in its period), `budget:allocation` (chosen to spend the budget of a batch),
-    /// `holdout`, `experiment` (an experiment offers it before all others), `fallback:ACTION`, `objective:NAME`. Absent where the policy only
+    /// dear), `capacity:refused:ACTION` (no place was left in its period), `uplift:ACTION` (the model estimates what it changes),
+    /// `budget:allocation` (chosen to spend the budget of a batch), `holdout`, `experiment` (an experiment offers it before all others), `fallback:ACTION`, `objective:NAME`. Absent where the policy only
     /// looks at the score.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schema(required = false, example = json!(["segment:new-monthly", "objective:expected_value"]))]
@@ -136,6 +136,11 @@ pub(super) struct Intervention<'d> {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     expected_value: Option<f64>,
+    /// By how much the model estimates that it lowers this customer's probability of churn; below 0 it drives the customer away. Where it is
+    /// there, it stands for score x `expected_effectiveness` in `expected_value`. Absent where the model has no estimate of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false, minimum = -1, maximum = 1)]
+    uplift: Option<f64>,
 }
 
 /// The experiment that a customer is part of.
@@ -290,6 +295,7 @@ impl<'d> Decision<'d> {
             tier: &decision.tier().name,
             intervention: Intervention {
                 expected_value: decision.choice.expected_value,
+                uplift: decision.choice.uplift,
                 ..Intervention::new(&decision.policy, decision.intervention())
             },
             value_at_stake: decision.value_at_stake,
@@ -317,6 +323,7 @@ impl<'d> Intervention<'d> {
             currency: policy.currency(),
             expected_effectiveness: intervention.expected_effectiveness,
             expected_value: None,
+            uplift: None,
         }
     }
 }

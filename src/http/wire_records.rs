@@ -51,6 +51,8 @@ pub(super) struct DecisionRecord {
     cost: Option<f64>,
     /// What would be lost with the customer; null where the policy knows no value at stake.
     value_at_stake: Option<f64>,
+    /// By how much the model said that the action lowers the probability of churn; null where it had no estimate.
+    uplift: Option<f64>,
     /// By how much money was dearer than itself when the action was chosen; null where the policy has no budget.
     shadow_price: Option<f64>,
     /// The rules that fired; null where the policy only looks at the score.
@@ -279,6 +281,7 @@ impl From<Recorded> for DecisionRecord {
             expected_value: recorded.extra.expected_value,
             cost: recorded.extra.cost,
             value_at_stake: recorded.extra.value_at_stake,
+            uplift: recorded.extra.uplift,
             shadow_price: recorded.extra.shadow_price,
             rules: recorded.extra.rules,
             model: ModelRecord {

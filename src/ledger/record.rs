@@ -138,6 +138,9 @@ pub struct Extra {
     /// What is lost with the customer.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "exact")]
     pub value_at_stake: Option<f64>,
+    /// By how much the model said that the action lowers the probability of churn, where it did.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "exact")]
+    pub uplift: Option<f64>,
     /// By how much money was dearer than itself when the action was chosen.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "exact")]
     pub shadow_price: Option<f64>,
@@ -182,6 +185,7 @@ impl Extra {
             expected_value: choice.expected_value,
             cost: Some(choice.cost.units()),
             value_at_stake,
+            uplift: choice.uplift,
             shadow_price: (policy.budget().is_some() || left.is_some()).then_some(choice.shadow_price),
             holdout: chance.map(|_| choice.holdout),
             propensity: chance.and_then(|chance| chance.propensity),

@@ -88,13 +88,16 @@ impl Bundle {
         {
             problems.push(format!("{name}: {stated}"));
         }
-        problems.extend(graph::problems(&graph_bytes, &card.graph));
+        problems.extend(graph::problems(&graph_bytes, &card.graph, card.uplift.as_ref()));
         let baseline = parse::<Baseline>(BASELINE, &baseline_bytes).map_err(|problem| problems.push(problem)).ok();
         let golden = parse::<Golden>(GOLDEN, &golden_bytes).map_err(|problem| problems.push(problem)).ok();
         problems.extend(baseline.iter().flat_map(|baseline| baseline.problems(&card.features)));
         let schema = card.check().map_err(|broken| problems.extend(broken)).ok();
         let golden_vectors = match (&schema, &golden) {
-            (Some(schema), Some(golden)) => golden.vectors(schema).map_err(|broken| problems.extend(broken)).ok(),
+            (Some(schema), Some(golden)) => {
+                let uplifts = card.uplift.as_ref().map_or(0, |uplift| uplift.interventions.len());
+                golden.vectors(schema, uplifts).map_err(|broken| problems.extend(broken)).ok()
+            }
             _ => None,
         };
         match (schema, baseline, golden, golden_vectors) {

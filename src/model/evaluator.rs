@@ -23,6 +23,9 @@ pub enum Choice {
     OnnxRuntime,
 }
 
+/// How ONNX Runtime is called.
+pub const ONNX_RUNTIME: &str = "onnxruntime";
+
 /// What answers.
 #[derive(Debug)]
 pub(super) enum Evaluator {
@@ -42,7 +45,7 @@ impl Evaluator {
         choice: Choice,
     ) -> Result<(Self, String), Error> {
         // The reference: one lane is enough for the proof, and is gone behind it where it is not needed.
-        let lanes = Lanes::new(runtime, bundle)?;
+        let lanes = Lanes::new(runtime, bundle, &bundle.card.graph)?;
         let native = match (choice, read) {
             (Choice::OnnxRuntime, _) => Err("models.evaluator says so".to_owned()),
             (Choice::Auto, None) => Err("the graph is no sum of trees or columns that could be read".to_owned()),
@@ -61,7 +64,7 @@ impl Evaluator {
     pub(super) fn grow(&mut self, runtime: &Runtime, bundle: &Bundle, count: usize) -> Result<(), Error> {
         match self {
             Self::Native(_) => Ok(()),
-            Self::OnnxRuntime(lanes) => lanes.grow(runtime, bundle, count),
+            Self::OnnxRuntime(lanes) => lanes.grow(runtime, bundle, &bundle.card.graph, count),
         }
     }
 
@@ -77,8 +80,8 @@ impl Evaluator {
         match &**self {
             Self::Native(_) => Ok(self.clone()),
             Self::OnnxRuntime(_) => {
-                let mut lanes = Lanes::new(runtime, bundle)?;
-                lanes.grow(runtime, bundle, count)?;
+                let mut lanes = Lanes::new(runtime, bundle, &bundle.card.graph)?;
+                lanes.grow(runtime, bundle, &bundle.card.graph, count)?;
                 Ok(Arc::new(Self::OnnxRuntime(lanes)))
             }
         }
@@ -88,7 +91,7 @@ impl Evaluator {
     pub(super) fn name(&self) -> &'static str {
         match self {
             Self::Native(_) => "native",
-            Self::OnnxRuntime(_) => "onnxruntime",
+            Self::OnnxRuntime(_) => ONNX_RUNTIME,
         }
     }
 

@@ -4,6 +4,7 @@
 use prost::Message;
 
 use crate::domain::bundle::card::GraphShape;
+use crate::domain::bundle::uplift::Uplift;
 
 /// The operator sets that a graph may use.
 const DOMAINS: [&str; 3] = ["", "ai.onnx", "ai.onnx.ml"];
@@ -164,8 +165,8 @@ pub(super) fn decode(bytes: &[u8]) -> Option<GraphProto> {
     ModelProto::decode(bytes).ok()?.graph
 }
 
-/// Every way in which the graph in `bytes` is not what `shape` says or uses what a bundle may not, as sentences.
-pub(super) fn problems(bytes: &[u8], shape: &GraphShape) -> Vec<String> {
+/// Every way in which the graph in `bytes` is not what `shape` and `uplift` say or uses what a bundle may not, as sentences.
+pub(super) fn problems(bytes: &[u8], shape: &GraphShape, uplift: Option<&Uplift>) -> Vec<String> {
     let graph = match ModelProto::decode(bytes) {
         Err(_) => return vec!["model.onnx: is not an ONNX file".to_owned()],
         Ok(ModelProto { graph: None, .. }) => return vec!["model.onnx: holds no graph".to_owned()],
@@ -189,9 +190,12 @@ pub(super) fn problems(bytes: &[u8], shape: &GraphShape) -> Vec<String> {
         [input] => problems.extend(mismatch("input", input, &shape.input, shape.columns)),
         inputs => problems.push(format!("model.onnx: has {} inputs, expected one, \"{}\"", inputs.len(), shape.input)),
     }
-    match graph.output.iter().find(|output| output.name == shape.output) {
-        Some(output) => problems.extend(mismatch("output", output, &shape.output, shape.output_columns)),
-        None => problems.push(format!("model.onnx: has no output \"{}\"", shape.output)),
+    let uplift = uplift.map(|uplift| (&uplift.output, uplift.interventions.len()));
+    for (name, columns) in std::iter::once((&shape.output, shape.output_columns)).chain(uplift) {
+        match graph.output.iter().find(|output| output.name == *name) {
+            Some(output) => problems.extend(mismatch("output", output, name, columns)),
+            None => problems.push(format!("model.onnx: has no output \"{name}\"")),
+        }
     }
     problems
 }
@@ -262,7 +266,7 @@ mod tests {
 
     #[test]
     fn accepts_what_the_card_says_and_names_what_differs() {
-        let check = |bytes: Vec<u8>| problems(&bytes, &shape()).join("; ");
+        let check = |bytes: Vec<u8>| problems(&bytes, &shape(), None).join("; ");
         assert_eq!(check(model(tensor("input", FLOAT, 3), node("ai.onnx.ml"), vec![])), "");
         assert!(
             check(model(tensor("input", FLOAT, 4), node(""), vec![]))
@@ -280,7 +284,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
-            let _ = problems(&bytes, &shape());
+            let _ = problems(&bytes, &shape(), None);
         }
     }
 }

@@ -6,6 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
 use super::session::{Lane, Runtime};
 use super::{Bundle, Error};
+use crate::domain::bundle::card::GraphShape;
 
 #[derive(Debug)]
 pub(super) struct Lanes {
@@ -19,17 +20,23 @@ thread_local! {
 }
 
 impl Lanes {
-    /// One lane.
-    pub(super) fn new(runtime: &Runtime, bundle: &Bundle) -> Result<Self, Error> {
+    /// One lane that gives the output of `shape`.
+    pub(super) fn new(runtime: &Runtime, bundle: &Bundle, shape: &GraphShape) -> Result<Self, Error> {
         let mut lanes = Self { lanes: Vec::new() };
-        lanes.grow(runtime, bundle, 1)?;
+        lanes.grow(runtime, bundle, shape, 1)?;
         Ok(lanes)
     }
 
     /// Adds lanes until there are `count`.
-    pub(super) fn grow(&mut self, runtime: &Runtime, bundle: &Bundle, count: usize) -> Result<(), Error> {
+    pub(super) fn grow(
+        &mut self,
+        runtime: &Runtime,
+        bundle: &Bundle,
+        shape: &GraphShape,
+        count: usize,
+    ) -> Result<(), Error> {
         while self.lanes.len() < count {
-            self.lanes.push(Mutex::new(Lane::new(runtime, &bundle.graph, &bundle.card.graph)?));
+            self.lanes.push(Mutex::new(Lane::new(runtime, &bundle.graph, shape)?));
         }
         Ok(())
     }
@@ -42,6 +49,11 @@ impl Lanes {
     /// Runs the graph over `rows` on a free lane; waits for one only when there are more threads than lanes.
     pub(super) fn run(&self, rows: &[f32], each: impl FnMut(f32)) -> Result<(), Error> {
         self.free().run(rows, each)
+    }
+
+    /// The same with all columns of the output of every row.
+    pub(super) fn run_rows(&self, rows: &[f32], each: impl FnMut(&[f32])) -> Result<(), Error> {
+        self.free().run_rows(rows, each)
     }
 
     fn free(&self) -> MutexGuard<'_, Lane> {

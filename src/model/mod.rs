@@ -11,13 +11,14 @@ mod proof;
 mod session;
 mod trees;
 mod turns;
+mod uplift;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use bundle::Bundle;
-pub use evaluator::Choice;
+pub use evaluator::{Choice, ONNX_RUNTIME};
 pub use probe::{Pace, Probe};
 pub use session::Runtime;
 pub use turns::{Options as TurnOptions, Plan};
@@ -27,6 +28,7 @@ use crate::domain::bundle::card::Card;
 use crate::domain::bundle::feature::Scalar;
 use crate::domain::bundle::golden;
 use crate::domain::bundle::schema::Schema;
+use crate::domain::bundle::uplift::Uplifts;
 use crate::domain::decision::ModelId;
 use crate::domain::reason::counterfactual::Levers;
 use crate::domain::reason::{Book, Contributions};
@@ -70,7 +72,7 @@ pub enum Error {
         /// Its message. It may quote values of the row, so it is not for a log.
         detail: String,
     },
-    /// The model answered with something that is no probability.
+    /// The model answered with something that is no probability, and no difference of two.
     #[error("the model answered with something that is no probability")]
     NotAProbability,
     /// As many rows wait for a slow model as it can score in time.
@@ -121,6 +123,7 @@ pub struct Model {
     turns: Option<turns::Turns>,
     turns_reason: String,
     explainer: explain::Explainer,
+    estimator: Option<Arc<uplift::Estimator>>,
     book: Arc<Book>,
     levers: Levers,
 }
@@ -147,7 +150,20 @@ impl Model {
         let own = plan.map(|plan| evaluator.apart(runtime, &bundle, plan.threads)).transpose()?;
         let all: Vec<&evaluator::Evaluator> = [&evaluator].into_iter().chain(&own).map(|each| &**each).collect();
         let probe = probe::probe(&id, &bundle, &all, pace, platt, options.row_p99_us_max)?;
-        let turns = plan.zip(own).map(|(plan, own)| turns::Turns::start(own, plan)).transpose()?;
+        // Its own threads, and all others.
+        let lanes = plan.map_or(options.lanes, |plan| 2 * plan.threads);
+        let mut problems = Vec::new();
+        let estimator = bundle.card.uplift.as_ref();
+        let estimator = estimator
+            .map(|uplift| uplift::Estimator::new(runtime, &bundle, uplift, lanes, &mut problems))
+            .transpose()?
+            .map(Arc::new);
+        if !problems.is_empty() {
+            problems.truncate(10);
+            return Err(Error::Probe { model: id, problems });
+        }
+        let start = |(plan, own)| turns::Turns::start(own, estimator.clone(), plan);
+        let turns = plan.zip(own).map(start).transpose()?;
         let explainer = explain::Explainer::new(&bundle, read, platt);
         let Bundle { card, baseline, mut golden, schema, graph, .. } = bundle;
         let graph_bytes = graph.len();
@@ -169,6 +185,7 @@ impl Model {
             turns,
             turns_reason,
             explainer,
+            estimator,
             book,
             levers,
         })
@@ -207,7 +224,8 @@ impl Model {
     /// What its evaluator takes of memory at least, in bytes.
     pub fn evaluator_bytes(&self) -> usize {
         let own = self.turns.as_ref().map_or(0, |turns| turns.bytes(self.graph_bytes));
-        self.evaluator.bytes(self.graph_bytes) + own
+        let estimator = self.estimator.as_ref().map_or(0, |estimator| estimator.bytes(self.graph_bytes));
+        self.evaluator.bytes(self.graph_bytes) + own + estimator
     }
 
     /// What answers: `native` or `onnxruntime`.
@@ -235,20 +253,29 @@ impl Model {
         &self.turns_reason
     }
 
-    /// The score of one `row` of `schema().columns()` values, where that is quick on the calling thread, and else when its turn has
-    /// come on a thread of the model. If this is dropped while it waits, the row is not scored.
+    /// The score of one `row` of `schema().columns()` values, and what it estimates of interventions if that is wanted: where the model is
+    /// quick on the calling thread, and else when its turn has come on a thread of the model. If this is dropped while it waits, the
+    /// row is not scored.
     ///
     /// Errors: [`Error::Full`]; [`Error::NotAProbability`]; those of a run.
-    pub async fn score_in_turn(&self, row: &[f32]) -> Result<Score, Error> {
-        match &self.turns {
-            Some(turns) => self.platt.calibrate(turns.run_one(row).await?).ok_or(Error::NotAProbability),
-            None => self.score(row),
-        }
+    pub async fn judge_in_turn(&self, row: &[f32], wants_uplifts: bool) -> Result<(Score, Uplifts), Error> {
+        let Some(turns) = &self.turns else {
+            let uplifts = if wants_uplifts { self.uplifts(row)? } else { Uplifts::new() };
+            return Ok((self.score(row)?, uplifts));
+        };
+        let (probability, uplifts) = turns.run_one(row, wants_uplifts).await?;
+        Ok((self.platt.calibrate(probability).ok_or(Error::NotAProbability)?, uplifts))
     }
 
     /// The score of one `row` of `schema().columns()` values, on the calling thread.
     pub fn score(&self, row: &[f32]) -> Result<Score, Error> {
         self.platt.calibrate(self.evaluator.run_one(row)?).ok_or(Error::NotAProbability)
+    }
+
+    /// What it estimates of interventions for the customer of `row`, on the calling thread; nothing where it does not. Takes a run of
+    /// ONNX Runtime, some microseconds.
+    pub fn uplifts(&self, row: &[f32]) -> Result<Uplifts, Error> {
+        self.estimator.as_ref().map_or_else(|| Ok(Uplifts::new()), |estimator| estimator.run(row))
     }
 
     /// What each feature adds to the score of `row`, on the calling thread.

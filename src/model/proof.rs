@@ -278,7 +278,7 @@ mod tests {
         let runtime = Runtime::load(Path::new("target/onnxruntime/libonnxruntime.so")).expect("ONNX Runtime");
         let bundle = Bundle::open(&Path::new("models").join(name)).expect("a bundle");
         let read = trees::read(&bundle.graph, &bundle.card.graph).expect("a sum");
-        let lanes = Lanes::new(runtime, &bundle).expect("a lane");
+        let lanes = Lanes::new(runtime, &bundle, &bundle.card.graph).expect("a lane");
         let platt = Platt { a: bundle.card.calibration.a, b: bundle.card.calibration.b };
         Real { bundle, read, lanes, platt }
     }

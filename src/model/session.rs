@@ -127,14 +127,20 @@ impl Lane {
 
     /// Runs the graph over `rows`, row-major, and gives `each` the raw probability of every row in order.
     pub(super) fn run(&mut self, rows: &[f32], mut each: impl FnMut(f32)) -> Result<(), Error> {
+        let column = self.output_column;
+        self.run_rows(rows, |row| each(row[column]))
+    }
+
+    /// Runs the graph over `rows`, row-major, and gives `each` all columns of the output of every row in order.
+    pub(super) fn run_rows(&mut self, rows: &[f32], each: impl FnMut(&[f32])) -> Result<(), Error> {
         let count = rows.len() / self.columns;
         let input = TensorRef::from_array_view(([count, self.columns], rows)).map_err(run_error)?;
         let outputs = self.session.run_with_options(ort::inputs![input], &self.options).map_err(run_error)?;
-        let (_, probabilities) = outputs[0].try_extract_tensor::<f32>().map_err(run_error)?;
-        if probabilities.len() != count * self.output_columns {
-            return Err(Error::Runtime(format!("{} values for {count} rows", probabilities.len())));
+        let (_, values) = outputs[0].try_extract_tensor::<f32>().map_err(run_error)?;
+        if values.len() != count * self.output_columns {
+            return Err(Error::Runtime(format!("{} values for {count} rows", values.len())));
         }
-        probabilities.iter().skip(self.output_column).step_by(self.output_columns).for_each(|p| each(*p));
+        values.chunks_exact(self.output_columns).for_each(each);
         Ok(())
     }
 }

@@ -11,6 +11,8 @@ use tokio::sync::oneshot;
 use super::Error;
 use super::evaluator::Evaluator;
 use super::probe::Pace;
+use super::uplift::Estimator;
+use crate::domain::bundle::uplift::Uplifts;
 
 /// How far its threads give way to those that answer by other models: as far as those of batches.
 const NICE: i32 = 10;
@@ -85,21 +87,25 @@ pub(super) struct Turns {
 }
 
 impl Turns {
-    /// Starts the threads of `plan`, which score by `evaluator`, their own.
+    /// Starts the threads of `plan`, which score by `evaluator`, their own, and estimate uplifts where there is an `estimator`.
     ///
     /// Errors: a thread that cannot be made.
-    pub(super) fn start(evaluator: Arc<Evaluator>, plan: Plan) -> Result<Self, Error> {
+    pub(super) fn start(
+        evaluator: Arc<Evaluator>,
+        estimator: Option<Arc<Estimator>>,
+        plan: Plan,
+    ) -> Result<Self, Error> {
         let (queue, threads) = (Arc::default(), Vec::with_capacity(plan.threads));
         let mut turns = Self { queue, plan, evaluator, threads };
         for number in 0..plan.threads {
-            let (queue, evaluator) = (turns.queue.clone(), turns.evaluator.clone());
+            let (queue, evaluator, estimator) = (turns.queue.clone(), turns.evaluator.clone(), estimator.clone());
             let thread = std::thread::Builder::new().name(format!("mainstay-turn-{number}"));
             let thread = thread.spawn(move || {
                 // On failure it is just as right.
                 let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICE);
                 while let Some(rows) = queue.take(plan.run_rows) {
                     // Who waits for a run that panics is told by its reply being gone; the next ones have a thread all the same.
-                    let _ = catch_unwind(AssertUnwindSafe(|| run(&evaluator, rows)));
+                    let _ = catch_unwind(AssertUnwindSafe(|| run(&evaluator, estimator.as_deref(), rows)));
                 }
             });
             let failed = |error| Error::Runtime(format!("no thread for a slow model: {error}"));
@@ -122,12 +128,12 @@ impl Turns {
         }
     }
 
-    /// The raw probability of one `row`, once it had its turn. When this is dropped before, the row is not scored any more.
+    /// The raw probability of one `row`, once it had its turn, with its uplifts if they are wanted. When this is dropped before, the row is not scored any more.
     ///
     /// Errors: [`Error::Full`], at once; those of a run.
-    pub(super) async fn run_one(&self, row: &[f32]) -> Result<f32, Error> {
+    pub(super) async fn run_one(&self, row: &[f32], wants_uplifts: bool) -> Result<Judged, Error> {
         let (reply, answer) = oneshot::channel();
-        self.queue.push(Row { values: row.into(), reply }, self.plan.waiting_max)?;
+        self.queue.push(Row { values: row.into(), wants_uplifts, reply }, self.plan.waiting_max)?;
         answer.await.unwrap_or_else(|_| Err(Error::Runtime("a run ended without an answer".to_owned())))
     }
 }
@@ -142,11 +148,15 @@ impl Drop for Turns {
     }
 }
 
+/// The raw probability of a row, and what is estimated of interventions.
+type Judged = (f32, Uplifts);
+
 /// A row, and who waits for it.
 #[derive(Debug)]
 struct Row {
     values: Box<[f32]>,
-    reply: oneshot::Sender<Result<f32, Error>>,
+    wants_uplifts: bool,
+    reply: oneshot::Sender<Result<Judged, Error>>,
 }
 
 impl Row {
@@ -154,9 +164,14 @@ impl Row {
         self.reply.is_closed()
     }
 
-    fn answer(self, probability: Result<f32, Error>) {
+    fn answer(self, probability: Result<f32, Error>, estimator: Option<&Estimator>) {
+        let uplifts = || match estimator {
+            Some(estimator) if self.wants_uplifts => estimator.run(&self.values),
+            _ => Ok(Uplifts::new()),
+        };
+        let judged = probability.and_then(|probability| Ok((probability, uplifts()?)));
         // Who asked may have gone meanwhile.
-        let _ = self.reply.send(probability);
+        let _ = self.reply.send(judged);
     }
 }
 
@@ -216,18 +231,18 @@ impl Queue {
     }
 }
 
-/// Scores `rows` as one run; where that fails, one by one, so that one bad row is one failure.
-fn run(evaluator: &Evaluator, rows: Vec<Row>) {
+/// Scores `rows` as one run; where that fails, one by one, so that one bad row is one failure. Uplifts are estimated one by one.
+fn run(evaluator: &Evaluator, estimator: Option<&Estimator>, rows: Vec<Row>) {
     if rows.len() > 1 {
         let values: Vec<f32> = rows.iter().flat_map(|row| row.values.iter().copied()).collect();
         let mut found = Vec::with_capacity(rows.len());
         if evaluator.run(&values, |probability| found.push(probability)).is_ok() {
-            return rows.into_iter().zip(found).for_each(|(row, probability)| row.answer(Ok(probability)));
+            return rows.into_iter().zip(found).for_each(|(row, probability)| row.answer(Ok(probability), estimator));
         }
     }
     for row in rows {
         let probability = evaluator.run_one(&row.values);
-        row.answer(probability);
+        row.answer(probability, estimator);
     }
 }
 
@@ -262,9 +277,9 @@ mod tests {
         assert_eq!(Plan::choose(&Pace { runs_us: [1e6; 3], rows_alike: true }, None).0, None);
     }
 
-    fn row(value: f32) -> (Row, oneshot::Receiver<Result<f32, Error>>) {
+    fn row(value: f32) -> (Row, oneshot::Receiver<Result<Judged, Error>>) {
         let (reply, answer) = oneshot::channel();
-        (Row { values: [value].into(), reply }, answer)
+        (Row { values: [value].into(), wants_uplifts: false, reply }, answer)
     }
 
     #[test]
@@ -291,19 +306,20 @@ mod tests {
         let linear = Linear { weights: vec![1.0], intercept: 0.0 };
         let evaluator = Arc::new(Evaluator::Native(evaluator::Evaluator::Linear(linear)));
         // Without threads, so that what waits does.
-        let turns = Turns::start(evaluator.clone(), Plan { threads: 0, run_rows: 8, waiting_max: 8 }).expect("a queue");
+        let turns =
+            Turns::start(evaluator.clone(), None, Plan { threads: 0, run_rows: 8, waiting_max: 8 }).expect("a queue");
         let mut context = Context::from_waker(Waker::noop());
-        let mut first = pin!(turns.run_one(&[1.0]));
+        let mut first = pin!(turns.run_one(&[1.0], false));
         assert!(first.as_mut().poll(&mut context).is_pending());
         {
-            let mut second = pin!(turns.run_one(&[2.0]));
+            let mut second = pin!(turns.run_one(&[2.0], true));
             assert!(second.as_mut().poll(&mut context).is_pending());
             assert_eq!(turns.queue.waiting().rows.len(), 2);
         }
         let rows = turns.queue.take(8).expect("the first");
         assert_eq!(rows.len(), 1, "the second has gone");
-        run(&evaluator, rows);
-        let Poll::Ready(Ok(probability)) = first.poll(&mut context) else { panic!("no answer") };
+        run(&evaluator, None, rows);
+        let Poll::Ready(Ok((probability, _))) = first.poll(&mut context) else { panic!("no answer") };
         assert_eq!(probability, evaluator.run_one(&[1.0]).expect("a probability"));
     }
 }

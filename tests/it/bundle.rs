@@ -222,6 +222,28 @@ fn a_golden_row_that_is_off_fails_the_probe() {
 }
 
 #[test]
+fn an_uplift_that_is_not_as_the_card_says_is_told() {
+    const UPLIFT: &str = "telco-churn/9.0.5-uplift";
+    let copy = || copy_of("tests/data/bundles", UPLIFT);
+    assert!(copy().load().is_ok());
+    let off = copy();
+    off.vouched("golden.json", |golden| golden["rows"][3]["uplift"][1] = json!(0.9));
+    assert!(off.problems().contains("golden row 3: the uplift of \"retention_offer\""), "{}", off.problems());
+    let told = |change: fn(&mut Value)| copy().card(change).problems();
+    insta::assert_snapshot!(
+        [
+            told(|card| card["uplift"]["output"] = json!("lift")),
+            told(|card| card["uplift"]["interventions"][1]["action"] = json!("discount_email")),
+            told(|card| card["uplift"]["interventions"][0]["qini"]["low"] = json!(1)),
+            told(|card| card["uplift"]["interventions"] = json!([])),
+            told(|card| card["uplift"] = Value::Null),
+        ]
+        .map(|told| told.lines().take(3).collect::<Vec<_>>().join("\n"))
+        .join("\n\n")
+    );
+}
+
+#[test]
 fn a_golden_row_that_is_no_customer_is_told() {
     let told =
         copy(TELCO).vouched("golden.json", |golden| golden["rows"][0]["features"]["tenure"] = json!(-5)).problems();

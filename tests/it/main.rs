@@ -29,3 +29,4 @@ mod slow;
 mod spend;
 mod startup;
 mod tls;
+mod uplift;

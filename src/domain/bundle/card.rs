@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::feature::Feature;
 use super::protected::why_protected;
 use super::schema::Schema;
+use super::uplift::Uplift;
 use crate::domain::nearest::nearest;
 
 /// The version of the contract that this server reads.
@@ -47,6 +48,9 @@ pub struct Card {
     pub calibration: Calibration,
     /// The tensors of the graph.
     pub graph: GraphShape,
+    /// What the graph says of interventions, where it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uplift: Option<Uplift>,
     /// The feature dictionary, in the order of the columns.
     pub features: Vec<Feature>,
     /// Features that are allowed although they are protected or personal.
@@ -271,6 +275,7 @@ impl Card {
                 file.sha256
             ));
         }
+        problems.extend(self.uplift.iter().flat_map(Uplift::problems));
         self.check_waivers(&mut problems);
         match Schema::new(&self.features) {
             Ok(schema) if schema.columns() != self.graph.columns => {

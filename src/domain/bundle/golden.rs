@@ -29,13 +29,16 @@ pub struct Row {
     pub features: BTreeMap<String, Option<Scalar>>,
     /// The trainer's score, 0 to 1.
     pub score: f64,
+    /// The trainer's uplifts, where the card has any, each -1 to 1 and in its order.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uplift: Option<Vec<f64>>,
 }
 
 impl Golden {
     /// The input vectors of all rows, one after the other, row by row.
     ///
-    /// Errors: every row that is not a legal record of `schema`, as sentences.
-    pub fn vectors(&self, schema: &Schema) -> Result<Vec<f32>, Vec<String>> {
+    /// Errors: every row that is not a legal record of `schema`, or has not as many uplifts as the card says, as sentences.
+    pub fn vectors(&self, schema: &Schema, uplifts: usize) -> Result<Vec<f32>, Vec<String>> {
         let mut problems = Vec::new();
         if !ROWS.contains(&self.rows.len()) {
             problems.push(format!(
@@ -49,6 +52,12 @@ impl Golden {
         for (position, (row, vector)) in self.rows.iter().zip(vectors.chunks_exact_mut(schema.columns())).enumerate() {
             if !(0.0..=1.0).contains(&row.score) {
                 problems.push(format!("golden: row {position}: the score is not within 0 to 1"));
+            }
+            let given = row.uplift.as_deref().unwrap_or_default();
+            if given.len() != uplifts || row.uplift.is_some() != (uplifts > 0) {
+                problems.push(format!("golden: row {position}: expected {uplifts} uplifts, found {}", given.len()));
+            } else if !given.iter().all(|uplift| (-1.0..=1.0).contains(uplift)) {
+                problems.push(format!("golden: row {position}: an uplift is not within -1 to 1"));
             }
             let features: Vec<(&str, Value)> =
                 row.features.iter().map(|(name, value)| (name.as_str(), value_of(value))).collect();

@@ -1,4 +1,4 @@
-//! What a bundle says: its card, the feature dictionary and how a record becomes a row of it, baseline and golden rows. Reading
+//! What a bundle says: its card, the feature dictionary and how a record becomes a row of it, uplift, baseline and golden rows. Reading
 //! files is `model::bundle`'s.
 
 pub mod baseline;
@@ -8,3 +8,4 @@ pub mod feature;
 pub mod golden;
 pub mod protected;
 pub mod schema;
+pub mod uplift;

@@ -4,7 +4,7 @@
 use smallvec::SmallVec;
 
 use super::condition::Known;
-use super::{Intervention, Objective, Policy};
+use super::{Objective, Policy};
 use crate::domain::money::Money;
 use crate::domain::score::Score;
 
@@ -34,6 +34,8 @@ pub struct Offer {
     pub cost: Money,
     /// What it is expected to save, its cost not counted; 0 where no value is at stake.
     pub gain: f64,
+    /// By how much the model says that it lowers the probability of churn, -1 to 1; `None` where that is score x effectiveness.
+    pub uplift: Option<f64>,
 }
 
 /// Which rules fired, small enough to go with every decision.
@@ -63,6 +65,8 @@ pub struct Choice {
     pub cost: Money,
     /// What it is expected to be worth: what it saves less what it costs. `None` where no value is at stake.
     pub expected_value: Option<f64>,
+    /// By how much the model says that it lowers the probability of churn; `None` where it has no estimate, or nothing is at stake.
+    pub uplift: Option<f64>,
     /// What would have been chosen, had there been money or a place for it.
     pub refused: Refused,
     /// What of that had no place left.
@@ -121,11 +125,7 @@ impl Policy {
             let intervention = &self.interventions[place];
             match intervention.eligible.iter().position(|condition| !condition.holds(values)) {
                 Some(condition) => trace.barred.push(Barred { intervention: place as u8, condition: condition as u8 }),
-                None => offers.push(Offer {
-                    intervention: place,
-                    cost: intervention.cost,
-                    gain: value_at_stake.map_or(0.0, |value| kept_share(score, intervention) * value),
-                }),
+                None => offers.push(self.offer(place, score, value_at_stake, values)),
             }
         };
         match self.objective {
@@ -157,8 +157,7 @@ impl Policy {
             }
         } else if is_offered {
             if !assessment.offers.iter().any(|offer| offer.intervention == place) {
-                let gain = assessment.value_at_stake.map_or(0.0, |value| kept_share(score, intervention) * value);
-                assessment.offers.push(Offer { intervention: place, cost: intervention.cost, gain });
+                assessment.offers.push(self.offer(place, score, assessment.value_at_stake, values));
             }
             assessment.preferred = Some(place);
         }
@@ -170,6 +169,19 @@ impl Policy {
         let assessment = self.assess(score, values);
         let choice = assessment.choose(0.0, |_| true);
         (assessment, choice)
+    }
+
+    /// The intervention at `place` as it can be offered. What it is expected to keep is what the model estimates of this very customer,
+    /// or else its effectiveness among those who would churn.
+    fn offer(&self, place: usize, score: Score, value_at_stake: Option<f64>, values: &[Known]) -> Offer {
+        let intervention = &self.interventions[place];
+        let uplift = match values.get(self.fields.len() + place) {
+            Some(Known::Number(uplift)) if place != 0 => Some(*uplift),
+            _ => None,
+        };
+        let kept_share = uplift.unwrap_or(score.value() * intervention.expected_effectiveness);
+        let gain = value_at_stake.map_or(0.0, |value| kept_share * value);
+        Offer { intervention: place, cost: intervention.cost, gain, uplift }
     }
 
     fn value_at_stake(&self, values: &[Known]) -> Option<f64> {
@@ -207,6 +219,9 @@ impl Policy {
         if choice.priced_out {
             rules.push("budget:shadow_price".to_owned());
         }
+        if choice.uplift.is_some() {
+            rules.push(format!("uplift:{}", self.interventions[choice.intervention].action));
+        }
         let first = self.preferences(segment, tier).first();
         if choice.holdout {
             rules.push("holdout".to_owned());
@@ -220,12 +235,6 @@ impl Policy {
         rules.push(format!("objective:{}", self.objective.name()));
         rules
     }
-}
-
-/// The share of customers with this score that an intervention is expected to keep. Where a model estimates the uplift of an intervention,
-/// that estimate belongs here instead.
-fn kept_share(score: Score, intervention: &Intervention) -> f64 {
-    score.value() * intervention.expected_effectiveness
 }
 
 impl Assessment {
@@ -264,12 +273,13 @@ impl Assessment {
     }
 
     fn choice(&self, offer: Option<&Offer>) -> Choice {
-        let nothing = Offer { intervention: 0, cost: Money::ZERO, gain: 0.0 };
+        let nothing = Offer { intervention: 0, cost: Money::ZERO, gain: 0.0, uplift: None };
         let offer = offer.unwrap_or(&nothing);
         Choice {
             intervention: offer.intervention,
             cost: offer.cost,
             expected_value: self.value_at_stake.map(|_| offer.gain - offer.cost.units()),
+            uplift: offer.uplift,
             refused: Refused::default(),
             full: Refused::default(),
             shadow_price: 0.0,
@@ -456,9 +466,34 @@ missing = "refuse"
     }
 
     #[test]
+    fn an_estimate_stands_for_score_times_effectiveness() {
+        let (policy, binding) = bound(VALUE.split_once("[budget]").expect("a budget").0);
+        let record = record(60.0, "Two year", vec![("clv", Value::Number(600.0))]);
+        let mut values = binding.read(&record).expect("a legal context");
+        let plain = policy.decide(score(0.9), &values).1;
+        assert_eq!(plain.uplift, None);
+        // Nobody is offered what drives customers away.
+        values.extend((0..policy.interventions().len()).map(|_| Known::Number(-0.1)));
+        let (assessment, choice) = policy.decide(score(0.9), &values);
+        assert_eq!((choice.intervention, choice.uplift), (0, None));
+        let best = assessment.offers.last().expect("an offer").intervention;
+        values[policy.fields.len() + best] = Known::Number(0.5);
+        let (assessment, choice) = policy.decide(score(0.1), &values);
+        let stake = assessment.value_at_stake.expect("a stake");
+        assert_eq!((choice.intervention, choice.uplift), (best, Some(0.5)));
+        assert_eq!(choice.expected_value, Some(0.5 * stake - policy.interventions()[best].cost.units()));
+        let action = &policy.interventions()[best].action;
+        assert!(policy.rules(assessment.tier, &assessment.trace, &choice).contains(&format!("uplift:{action}")));
+    }
+
+    #[test]
     fn of_what_is_worth_the_same_the_cheapest_is_chosen_then_the_first() {
-        let offer =
-            |intervention, cost: f64, gain| Offer { intervention, cost: Money::from_units(cost).expect("money"), gain };
+        let offer = |intervention, cost: f64, gain| Offer {
+            intervention,
+            cost: Money::from_units(cost).expect("money"),
+            gain,
+            uplift: None,
+        };
         let among = |offers: &[Offer]| {
             let assessment = Assessment {
                 tier: 0,

@@ -118,7 +118,8 @@ pub enum Known<'v> {
     Bool(bool),
 }
 
-/// What is known of each field that a policy reads, in the order of its fields.
+/// What is known of each field that a policy reads, in the order of its fields; behind them, where a model estimates uplifts, what it
+/// says of each intervention, in the order of the policy.
 pub type Values<'v> = SmallVec<[Known<'v>; 8]>;
 
 /// Holds for some values of one field.

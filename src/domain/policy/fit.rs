@@ -3,6 +3,7 @@
 
 use super::condition::{At, Condition, Domain, Field, Kind, Known, Missing, Values, can_meet};
 use super::{Policy, Segment, Stake};
+use crate::domain::bundle::card::Card;
 use crate::domain::bundle::feature::Feature;
 use crate::domain::nearest::nearest;
 use crate::domain::record::{Entries, Record, Value};
@@ -21,6 +22,8 @@ pub const AUDIT_VALUE_MAX: usize = 128;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Binding {
     fields: Box<[Bound]>,
+    /// For each intervention the column of the model that estimates its uplift; empty where the policy has no use for any.
+    uplifts: Box<[Option<usize>]>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -33,6 +36,17 @@ struct Bound {
 }
 
 impl Policy {
+    /// Binds the policy to a model: to its dictionary, and each intervention to the estimate of its uplift, where the model has one.
+    ///
+    /// Errors: everything that does not fit, each with its line.
+    pub fn bind_to(&self, card: &Card) -> Result<Binding, Vec<String>> {
+        let binding = self.bind(&card.features)?;
+        let Some(uplift) = card.uplift.as_ref().filter(|_| self.has_value_at_stake()) else { return Ok(binding) };
+        let uplifts: Box<_> = self.interventions.iter().map(|known| uplift.column(&known.action)).collect();
+        let is_used = uplifts.iter().any(Option::is_some);
+        Ok(Binding { uplifts: if is_used { uplifts } else { Box::default() }, ..binding })
+    }
+
     /// Binds the policy to the dictionary of a model.
     ///
     /// Errors: everything that does not fit, each with its line.
@@ -68,7 +82,7 @@ impl Policy {
         }
         problems.extend(overlaps(&self.segments, domain_of));
         if problems.is_empty() {
-            return Ok(Binding { fields: fields.into_iter().flatten().collect() });
+            return Ok(Binding { fields: fields.into_iter().flatten().collect(), uplifts: Box::default() });
         }
         Err(told(problems))
     }
@@ -165,6 +179,27 @@ impl Binding {
             });
         }
         if violations.is_empty() { Ok(values) } else { Err(violations) }
+    }
+
+    /// Whether the policy decides by what the model estimates of interventions.
+    pub fn wants_uplifts(&self) -> bool {
+        !self.uplifts.is_empty()
+    }
+
+    /// Adds to what was [read](Self::read) what the model estimates of each intervention of the policy, in its order.
+    pub fn add_uplifts(&self, values: &mut Values, uplifts: &[f32]) {
+        let known =
+            |column: &Option<usize>| column.and_then(|column| uplifts.get(column)).map(|uplift| f64::from(*uplift));
+        values.extend(self.uplifts.iter().map(|column| known(column).map_or(Known::Nothing, Known::Number)));
+    }
+
+    /// What is known of a record of which the model estimates `uplifts`.
+    ///
+    /// Errors: those of [`read`](Self::read).
+    pub fn read_with<'v>(&'v self, record: &'v Record, uplifts: &[f32]) -> Result<Values<'v>, Vec<Violation>> {
+        let mut values = self.read(record)?;
+        self.add_uplifts(&mut values, uplifts);
+        Ok(values)
     }
 
     /// The entries of the context that the policy declares: name, legal values, whether it may be missing.

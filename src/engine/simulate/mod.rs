@@ -9,6 +9,7 @@ use std::ops::Range;
 use super::account::Account;
 use super::slots::Deck;
 use super::{Ask, Engine, Error, shelf};
+use crate::domain::bundle::uplift::Uplifts;
 use crate::domain::money::Money;
 use crate::domain::policy::Policy;
 use crate::domain::policy::budget::Budget;
@@ -21,6 +22,7 @@ use crate::domain::record::Record;
 use crate::domain::score::Score;
 use crate::domain::statistics::fairness::{Census, Seen};
 use crate::ledger::{Inputs, Recorded};
+use crate::model::Model;
 use way::{Chosen, Way};
 
 /// Recorded decisions that are in memory at a time.
@@ -65,18 +67,18 @@ impl Engine {
             Some(budget) => parsed.with_budget(budget),
             None => parsed,
         };
-        let (before, bindings) = {
+        let (before, bindings, champion) = {
             let held = self.deck(model)?.held();
             held.fit(&after)?;
             let champion = held.in_slot(held.slots.champion()).ok_or_else(|| self.unknown(model))?;
-            let features = &champion.model.card().features;
-            let bind = |policy: &Policy| policy.bind(features).map_err(Error::Refused);
-            (held.policy.clone(), [bind(&held.policy)?, bind(&after)?])
+            let bind = |policy: &Policy| policy.bind_to(champion.model.card()).map_err(Error::Refused);
+            (held.policy.clone(), [bind(&held.policy)?, bind(&after)?], champion.model.clone())
         };
         let ledger = self.ledger()?;
         let mut run = Run {
             engine: self,
             bindings: &bindings,
+            champion: &champion,
             ways: [Way::new(&before), Way::new(&after)],
             is_plain: before.is_plain() && after.is_plain(),
             reward: reward.unwrap_or(match after.has_value_at_stake() {
@@ -149,6 +151,8 @@ impl Engine {
 struct Run<'e, 'p> {
     engine: &'e Engine,
     bindings: &'e [Binding; 2],
+    /// What estimates uplifts, where a policy decides by them: as it does now, whoever gave the score.
+    champion: &'e Model,
     ways: [Way<'p>; 2],
     /// Whether the score alone decides for both.
     is_plain: bool,
@@ -167,6 +171,16 @@ struct Run<'e, 'p> {
 }
 
 impl Run<'_, '_> {
+    /// What the champion estimates of interventions; `None` where it has to and cannot.
+    fn uplifts(&self, record: &Record) -> Option<Uplifts> {
+        if !self.bindings.iter().any(Binding::wants_uplifts) {
+            return Some(Uplifts::new());
+        }
+        let mut row = vec![0.0; self.champion.schema().columns()];
+        self.champion.schema().vectorize(&record.features, &mut row).ok()?;
+        self.champion.uplifts(&row).ok()
+    }
+
     fn look(&mut self, model: &str, recorded: &Recorded) -> Result<(), Error> {
         self.counted.decisions += 1;
         self.counted.by_policy_in_force += u64::from(recorded.policy_version == self.ways[0].policy.version());
@@ -176,7 +190,10 @@ impl Run<'_, '_> {
         };
         let [first, second] = self.bindings;
         let values: Option<[Values; 2]> = match &record {
-            Some(record) => first.read(record).ok().zip(second.read(record).ok()).map(Into::into),
+            Some(record) => self.uplifts(record).and_then(|uplifts| {
+                let [before, after] = [first, second].map(|binding| binding.read_with(record, &uplifts).ok());
+                Some([before?, after?])
+            }),
             None => self.is_plain.then(Default::default),
         };
         let Some((score, values)) = Score::new(recorded.score).zip(values) else {
