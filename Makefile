@@ -61,6 +61,14 @@ bench: runtime ## Micro-benchmarks: encode, infer, decide, handler
 peers: runtime ## Beside FastAPI and fastify with the same model: requests, processor time, batches, memory, cold start
 	$(PYTHON) benches/peers/run.py $(ARGS)
 
+.PHONY: slow
+slow: runtime ## A dense network of some ms: in turns against one by one, overload, and a quick model beside it; ARGS="--pairs 7"
+	$(CARGO) bench --bench slow -- measure $(ARGS)
+
+.PHONY: growth
+growth: runtime ## Cost against features, trees, rows, models and connections, each at most linear; ARGS="--only models"
+	$(PYTHON) benches/growth.py $(ARGS)
+
 .PHONY: load
 load: runtime ## Open-loop load test with a verdict against the SLO; ARGS="--url … --rate …"
 	$(PYTHON) benches/load.py $(ARGS)

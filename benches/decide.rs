@@ -97,7 +97,7 @@ fn measure(criterion: &mut Criterion, service: &customers::Service, name: &str) 
         let mut records = records.iter().cycle();
         bencher.iter(|| {
             let record = records.next().expect("a cycle");
-            service.engine.decide(&serving, black_box(record), b"", None).expect("a decision")
+            service.engine.decide(&serving, black_box(record), b"", None, None).expect("a decision")
         });
     });
 
@@ -107,7 +107,7 @@ fn measure(criterion: &mut Criterion, service: &customers::Service, name: &str) 
         let mut records = asking.iter().cycle();
         bencher.iter(|| {
             let record = records.next().expect("a cycle");
-            service.engine.decide(&serving, black_box(record), b"", None).expect("a decision")
+            service.engine.decide(&serving, black_box(record), b"", None, None).expect("a decision")
         });
     });
 }
@@ -126,7 +126,7 @@ fn evaluators(criterion: &mut Criterion, service: &customers::Service, name: &st
     let id = service.serving(name).model.id().clone();
     let path = Path::new(&config.models.dir).join(&id.name).join(&id.version);
     for evaluator in [Choice::OnnxRuntime, Choice::Auto] {
-        let options = LoadOptions { lanes: 1, row_p99_us_max: 1_000_000, evaluator };
+        let options = LoadOptions { lanes: 1, row_p99_us_max: 1_000_000, evaluator, turns: None };
         let model = Model::load(runtime, &path, options).expect("a legal bundle");
         let columns = model.schema().columns();
         let rows = &customers::rows(&model, &customers::records(&model))[..CUSTOMERS * columns];

@@ -12,7 +12,7 @@ use crate::config::{Config, Serve};
 use crate::engine::{Engine, Entry, Options, PolicyError, RetrainingOptions, Serving, Setup, Shelf, read_policy};
 use crate::http::{self, Listener, Server, ServerOptions, Shared, Tls};
 use crate::ledger::{Action, Ledger, Promise};
-use crate::model::{LoadOptions, Runtime};
+use crate::model::{LoadOptions, Runtime, TurnOptions};
 use crate::telemetry::Metrics;
 use crate::telemetry::tls::Plane;
 use crate::webhook::{self, SECRET_VARIABLE, Sender};
@@ -297,6 +297,11 @@ pub fn setup(
         lanes: config.server.workers() + config.limits.batches_max + 1 + http::LONG_MAX,
         row_p99_us_max: config.models.probe_row_p99_us_max,
         evaluator: config.models.evaluator,
+        turns: Some(TurnOptions {
+            threads: config.server.workers(),
+            inline_row_us_max: config.models.inline_row_us_max,
+            wait_ms_max: config.models.turn_wait_ms_max,
+        }),
     };
     let entry = |entry: &Serve| -> Result<Entry, PolicyError> {
         let policy = Arc::new(read_policy(entry.policy.as_deref().unwrap_or(&config.models.policy))?);
@@ -338,6 +343,7 @@ fn tell(serving: &Serving) {
         row_p99_us = probe.row_p99_us,
         evaluator = model.evaluator(),
         evaluator_reason = model.evaluator_reason(),
+        scoring_reason = model.turns_reason(),
         "model in service"
     );
 }

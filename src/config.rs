@@ -62,6 +62,8 @@ pub struct Models {
     pub resume: bool,
     pub evaluator: model::Choice,
     pub probe_row_p99_us_max: u64,
+    pub inline_row_us_max: u64,
+    pub turn_wait_ms_max: u64,
 }
 
 /// One entry of `models.serve`.
@@ -233,6 +235,9 @@ impl Config {
         }
         if self.models.probe_row_p99_us_max == 0 {
             section("models", vec![("probe_row_p99_us_max", "expected 1 or more".to_owned())]);
+        }
+        if !(1..=60_000).contains(&self.models.turn_wait_ms_max) {
+            section("models", vec![("turn_wait_ms_max", "expected 1 to 60000".to_owned())]);
         }
         if self.http.listen == self.admin.listen && self.http.listen.port() != 0 {
             section("admin", vec![("listen", format!("{} is the address of http.listen", self.admin.listen))]);

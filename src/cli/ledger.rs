@@ -98,7 +98,7 @@ pub(super) fn replay(arguments: ReplayArguments) -> anyhow::Result<()> {
     };
     let runtime = Runtime::load(&config.runtime.library)?;
     let (row_p99_us_max, evaluator) = (config.models.probe_row_p99_us_max, config.models.evaluator);
-    let options = LoadOptions { lanes: 1, row_p99_us_max, evaluator };
+    let options = LoadOptions { lanes: 1, row_p99_us_max, evaluator, turns: None };
     let mut replay = Replay::new(runtime, config.models.dir.clone(), options);
     let (mut same, mut rounded, mut given, mut impossible, mut problems) = (0, 0, 0, 0, Vec::new());
     for decision in &recorded {

@@ -274,7 +274,8 @@ impl Verify {
                 let config = configured.load()?;
                 let runtime = Runtime::load(&config.runtime.library)?;
                 let (row_p99_us_max, evaluator) = (config.models.probe_row_p99_us_max, config.models.evaluator);
-                let model = Model::load(runtime, &path, LoadOptions { lanes: 1, row_p99_us_max, evaluator })?;
+                let model =
+                    Model::load(runtime, &path, LoadOptions { lanes: 1, row_p99_us_max, evaluator, turns: None })?;
                 let probe = model.probe();
                 write_out(&format!(
                     "{}: a legal bundle, digest {}\n{} golden rows within {:.1e} of the trainer's scores; one row takes {:.1} us (p50), {:.1} us (p99)\n{} answers: {}\n",

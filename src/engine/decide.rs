@@ -13,6 +13,7 @@ use super::reasons::explain;
 use super::serving::{Candidate, Scored, Serving, Trial, Who};
 use super::shadow::Row;
 use super::treatment::Choosing;
+use super::turn::Turn;
 use super::{Engine, Error};
 use crate::domain::decision::{Arm, Decision};
 use crate::domain::freshness;
@@ -31,7 +32,7 @@ use crate::ledger::Receipt;
 pub struct Stages {
     /// Record to vector.
     pub encode: Duration,
-    /// Vector to score.
+    /// Vector to score; of a slow model the wait for it included.
     pub infer: Duration,
     /// Score to tier and intervention.
     pub policy: Duration,
@@ -39,7 +40,8 @@ pub struct Stages {
 
 impl Engine {
     /// Decides on one record, which was read from `inputs`, on the calling thread: no await, no lock held across another.
-    /// The decision may be answered once its receipt is kept. `addressed` is the arm that the caller insists on.
+    /// The decision may be answered once its receipt is kept. `addressed` is the arm that the caller insists on, `turn` the score where
+    /// that was waited for.
     ///
     /// Errors: [`Error::Invalid`] with every violation; [`Error::NoChallenger`]; [`Error::Model`]; [`Error::Ledger`] when it cannot
     /// be recorded.
@@ -49,18 +51,24 @@ impl Engine {
         record: &Record,
         inputs: &[u8],
         addressed: Option<Arm>,
+        turn: Option<Turn>,
     ) -> Result<(Decision, Stages, Receipt), Error> {
         let begun = Instant::now();
         let mut row: Row = smallvec![0.0; serving.model.schema().columns()];
         let mut values = encode(serving, record, &mut row).map_err(Error::Invalid)?;
         let encoded = Instant::now();
         let who = serving.who(&record.customer_id, &values);
-        let scored = self.score(serving, record, &row, who, addressed)?;
+        let waited = turn.as_ref().map_or(Duration::ZERO, |turn| turn.took);
+        let scored = match turn {
+            Some(turn) => turn.scored,
+            None => self.score(serving, record, &row, who, addressed)?,
+        };
         add_uplifts(serving, &mut values, &scored);
         let inferred = Instant::now();
         let (mut decision, reserved) = self.decision(serving, record, &values, &scored, self.now_ms(), Choosing::Alone);
         explain(serving, record, &row, &mut decision)?;
-        let stages = Stages { encode: encoded - begun, infer: inferred - encoded, policy: inferred.elapsed() };
+        let stages =
+            Stages { encode: encoded - begun, infer: waited + (inferred - encoded), policy: inferred.elapsed() };
         let receipt = match &self.ledger {
             Some(ledger) => ledger.record(&decision, &record.customer_id, Bytes::copy_from_slice(inputs))?,
             None => Receipt::done(),
@@ -76,8 +84,7 @@ impl Engine {
         Ok((decision, stages, receipt))
     }
 
-    /// The score of the arm that the customer belongs to. Where a challenger under trial cannot give one, the champion does: its
-    /// customers are not to suffer from the trial.
+    /// The score of the arm that the customer belongs to, on the calling thread.
     pub(super) fn score(
         &self,
         serving: &Serving,
@@ -86,37 +93,19 @@ impl Engine {
         who: Option<Who>,
         addressed: Option<Arm>,
     ) -> Result<Scored, Error> {
-        let watched = serving.canary(addressed).zip(who);
-        if serving.arm_of(who, addressed) == Arm::Challenger {
-            let challenger = serving.idle.as_ref().ok_or(Error::NoChallenger)?;
-            if let Some((trial, _)) = watched {
-                trial.started(Arm::Challenger);
+        let asked = Asked::new(serving, who, addressed)?;
+        let answer = match (asked.arm, &serving.idle) {
+            (Arm::Challenger, Some(challenger)) => {
+                let mut own = Row::new();
+                row_of(challenger, serving, record, row, &mut own)
+                    .and_then(|row| Ok(serving.judge(Arm::Challenger, row)?))
             }
-            let mut own = Row::new();
-            let judged = row_of(challenger, serving, record, row, &mut own)
-                .and_then(|row| Ok(serving.judge(Arm::Challenger, row)?));
-            match (judged, watched) {
-                (Ok(scored), watched) => {
-                    if let Some((trial, who)) = watched {
-                        trial.scored(Arm::Challenger, scored.score, who);
-                    }
-                    return Ok(scored);
-                }
-                (Err(error), None) => return Err(error),
-                (Err(error), Some((trial, who))) => {
-                    fell_back(trial, &error, who);
-                    return Ok(serving.judge(Arm::Champion, row)?);
-                }
-            }
+            _ => serving.judge(Arm::Champion, row).map_err(Error::Model),
+        };
+        match asked.settle(answer)? {
+            Some(scored) => Ok(scored),
+            None => Ok(serving.judge(Arm::Champion, row)?),
         }
-        let result = serving.judge(Arm::Champion, row);
-        if let Some((trial, who)) = watched {
-            match &result {
-                Ok(scored) => trial.scored(Arm::Champion, scored.score, who),
-                Err(error) => trial.failed(Arm::Champion, Some(error), who),
-            }
-        }
-        Ok(result?)
     }
 
     /// Gives the shadow a customer that was decided on.
@@ -189,6 +178,51 @@ impl Engine {
     }
 }
 
+/// The arm that is asked for a score, and who watches it.
+pub(super) struct Asked<'s> {
+    pub(super) arm: Arm,
+    watched: Option<(&'s Trial, Who)>,
+}
+
+impl<'s> Asked<'s> {
+    /// Asks the arm that `who` belongs to, or the one `addressed`.
+    ///
+    /// Errors: [`Error::NoChallenger`].
+    pub(super) fn new(serving: &'s Serving, who: Option<Who>, addressed: Option<Arm>) -> Result<Self, Error> {
+        let asked = Self { arm: serving.arm_of(who, addressed), watched: serving.canary(addressed).zip(who) };
+        if asked.arm == Arm::Challenger {
+            serving.idle.as_ref().ok_or(Error::NoChallenger)?;
+            asked.watched.iter().for_each(|(trial, _)| trial.started(Arm::Challenger));
+        }
+        Ok(asked)
+    }
+
+    /// What follows from what the arm said. Where a challenger under trial could not give a score that is `None`, and the champion has
+    /// to: its customers are not to suffer from the trial.
+    pub(super) fn settle(mut self, answer: Result<Scored, Error>) -> Result<Option<Scored>, Error> {
+        let arm = self.arm;
+        match (&answer, self.watched.take()) {
+            (Ok(scored), Some((trial, who))) => trial.scored(arm, scored.score, who),
+            (Err(error), Some((trial, who))) if arm == Arm::Challenger => {
+                fell_back(trial, error, who);
+                return Ok(None);
+            }
+            (Err(error), Some((trial, who))) => trial.failed(arm, error.of_model(), who),
+            (_, None) => {}
+        }
+        answer.map(Some)
+    }
+}
+
+impl Drop for Asked<'_> {
+    /// Whoever has gone before the challenger said anything is owed nothing.
+    fn drop(&mut self) {
+        if let (Arm::Challenger, Some((trial, _))) = (self.arm, self.watched) {
+            trial.withdrawn(Arm::Challenger);
+        }
+    }
+}
+
 /// What could be done about a customer with this score; `values` are those that the champion's dictionary gives.
 pub(super) fn assess(serving: &Serving, record: &Record, values: &[Known], scored: &Scored) -> Assessment {
     match scored.arm {
@@ -258,9 +292,5 @@ fn row_of<'r>(
 
 fn fell_back(trial: &Trial, error: &Error, who: Who) {
     trial.watches.fallbacks.fetch_add(1, Ordering::Relaxed);
-    let cause = match error {
-        Error::Model(error) => Some(error),
-        _ => None,
-    };
-    trial.failed(Arm::Challenger, cause, who);
+    trial.failed(Arm::Challenger, error.of_model(), who);
 }

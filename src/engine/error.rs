@@ -64,3 +64,13 @@ pub enum Error {
     #[error("the key was used for another request")]
     KeyReused,
 }
+
+impl Error {
+    /// What the model said, where it is the model that failed.
+    pub(super) fn of_model(&self) -> Option<&model::Error> {
+        match self {
+            Self::Model(error) => Some(error),
+            _ => None,
+        }
+    }
+}

@@ -27,6 +27,7 @@ mod simulate;
 mod slots;
 mod staging;
 mod treatment;
+mod turn;
 mod watch;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -51,6 +52,7 @@ pub use rollout::Options;
 pub use serving::{Catalogue, Serving};
 pub use shelf::{PolicyError, Shelf, parse_policy, read_policy};
 pub use simulate::Question;
+pub use turn::Turn;
 
 use crate::domain::nearest::nearest;
 use crate::domain::policy::Policy;

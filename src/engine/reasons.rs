@@ -11,6 +11,7 @@ use super::batch::BATCH_ROWS;
 use super::decide::{encode, score_by};
 use super::serving::{Candidate, Serving};
 use super::shadow::Row;
+use super::turn::Turn;
 use super::{Engine, Error};
 use crate::domain::decision::{Arm, Decision};
 use crate::domain::policy::Policy;
@@ -21,9 +22,9 @@ use crate::domain::score::Score;
 
 impl Engine {
     /// Whether to decide on `record` takes longer than the thread of a request has time for, so that it belongs on one for long work.
-    /// Where it is the tier that wants reasons of a model that explains slowly, this has to score: what is decided is not changed by
-    /// that.
-    pub fn takes_long(&self, serving: &Serving, record: &Record, addressed: Option<Arm>) -> bool {
+    /// Where it is the tier that wants reasons of a model that explains slowly, this has to score, if there was no `turn`: what is
+    /// decided is not changed by that.
+    pub fn takes_long(&self, serving: &Serving, record: &Record, addressed: Option<Arm>, turn: Option<&Turn>) -> bool {
         if record.counterfactuals > 0 {
             return true;
         }
@@ -32,19 +33,20 @@ impl Engine {
         }
         // Which policy decides on whom is not asked twice: where that of an arm wants reasons, everybody is sent there.
         let is_wanted = record.reasons > 0 || serving.arms_explain();
-        is_wanted || (serving.policy.explains() && tier_explains(serving, record, addressed))
+        is_wanted || (serving.policy.explains() && tier_explains(serving, record, addressed, turn))
     }
 }
 
 /// Whether the tier of `record` wants reasons. Where a model fails it may: the answer then depends on who stands in for it.
-fn tier_explains(serving: &Serving, record: &Record, addressed: Option<Arm>) -> bool {
+fn tier_explains(serving: &Serving, record: &Record, addressed: Option<Arm>, turn: Option<&Turn>) -> bool {
     let mut row: Row = smallvec![0.0; serving.model.schema().columns()];
     // What is invalid is refused at once, wherever that is.
     let Ok(values) = encode(serving, record, &mut row) else { return false };
-    let arm = serving.arm_of(serving.who(&record.customer_id, &values), addressed);
-    let score = match (arm, &serving.idle) {
-        (Arm::Challenger, Some(challenger)) => score_by(challenger, serving, record, &row),
-        _ => serving.model.score(&row).map_err(Error::Model),
+    let own = serving.arm_of(serving.who(&record.customer_id, &values), addressed);
+    let (arm, score) = match (turn, own, &serving.idle) {
+        (Some(Turn { scored, .. }), ..) => (scored.arm, Ok(scored.score)),
+        (None, Arm::Challenger, Some(challenger)) => (own, score_by(challenger, serving, record, &row)),
+        (None, ..) => (own, serving.model.score(&row).map_err(Error::Model)),
     };
     score.map_or(true, |score| {
         let tier = tier_of(serving, serving.candidate(arm), record, &values, score);
@@ -120,7 +122,12 @@ fn judge(
 }
 
 /// The row of `record` for the model of `arm`; `row` is the champion's.
-fn own_row<'r>(serving: &Serving, record: &Record, row: &'r [f32], arm: Arm) -> Result<Cow<'r, [f32]>, Error> {
+pub(super) fn own_row<'r>(
+    serving: &Serving,
+    record: &Record,
+    row: &'r [f32],
+    arm: Arm,
+) -> Result<Cow<'r, [f32]>, Error> {
     if arm == Arm::Champion || serving.reads_same_row() {
         return Ok(row.into());
     }

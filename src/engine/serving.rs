@@ -146,6 +146,12 @@ impl Serving {
         self.model.explains_quickly() && self.idle.as_ref().is_none_or(|idle| idle.model.explains_quickly())
     }
 
+    /// Whether a model here is too slow for the thread of a request, so that its score has to be waited for: see `Engine::turn`.
+    pub fn takes_turns(&self) -> bool {
+        let is_slow = |candidate: &Candidate| candidate.model.turns().is_some();
+        is_slow(&self.champion) || self.idle.as_ref().is_some_and(is_slow)
+    }
+
     /// Whether the challenger is known to read the row of the champion.
     pub(super) fn reads_same_row(&self) -> bool {
         self.trial.as_ref().is_some_and(|trial| trial.same_row)
@@ -158,11 +164,20 @@ impl Serving {
         Ok(Scored { score, arm, uplifts: self.uplifts(arm, row)? })
     }
 
+    /// The same, but that of a slow model is waited for.
+    pub(super) async fn judge_in_turn(&self, arm: Arm, row: &[f32]) -> Result<Scored, model::Error> {
+        let (score, uplifts) = self.candidate(arm).model.judge_in_turn(row, self.wants_uplifts(arm)).await?;
+        Ok(Scored { score, arm, uplifts })
+    }
+
     /// What the model in the role `arm` estimates of interventions; nothing where no policy decides by it.
     pub(super) fn uplifts(&self, arm: Arm, row: &[f32]) -> Result<Uplifts, model::Error> {
-        let candidate = self.candidate(arm);
+        if self.wants_uplifts(arm) { self.candidate(arm).model.uplifts(row) } else { Ok(Uplifts::new()) }
+    }
+
+    fn wants_uplifts(&self, arm: Arm) -> bool {
         let arms = || self.experiments.as_ref().is_some_and(|running| running.want_uplifts(arm));
-        if candidate.binding.wants_uplifts() || arms() { candidate.model.uplifts(row) } else { Ok(Uplifts::new()) }
+        self.candidate(arm).binding.wants_uplifts() || arms()
     }
 
     /// The arm that answers a customer: the one addressed, or the one that the customer is assigned to.
@@ -290,6 +305,10 @@ impl Trial {
 
     pub(super) fn started(&self, arm: Arm) {
         self.watches.of(arm).started();
+    }
+
+    pub(super) fn withdrawn(&self, arm: Arm) {
+        self.watches.of(arm).withdrawn();
     }
 
     pub(super) fn failed(&self, arm: Arm, error: Option<&model::Error>, who: Who) {

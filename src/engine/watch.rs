@@ -53,6 +53,11 @@ impl Watch {
         self.started.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// A score that was asked for is wanted no more.
+    pub(super) fn withdrawn(&self) {
+        self.started.fetch_sub(1, Ordering::Relaxed);
+    }
+
     /// Scores that were given, or failed.
     pub(super) fn requests(&self) -> u64 {
         self.requests.load(Ordering::Relaxed)

@@ -31,6 +31,7 @@ mod wire_experiments;
 mod wire_fairness;
 mod wire_groups;
 mod wire_insight;
+mod wire_models;
 mod wire_problem;
 mod wire_reasons;
 mod wire_records;

@@ -15,6 +15,7 @@ use super::json;
 use crate::domain::rollout::moves::Illegal;
 use crate::domain::violation::Violation;
 use crate::engine;
+use crate::model;
 use crate::telemetry::Metrics;
 
 /// What went wrong, as a stable code for programs.
@@ -245,6 +246,10 @@ impl From<engine::Error> for Problem {
             engine::Error::Unservable { source, .. } => {
                 Problem::new(Code::Internal, "the model could not be put into service").caused_by(source)
             }
+            engine::Error::Model(model::Error::Full) => Problem::new(
+                Code::Overloaded,
+                "as many customers wait for this model as it can score in time; try again after a second",
+            ),
             engine::Error::Model(cause) => {
                 Problem::new(Code::ModelFailed, "the model could not score this customer").caused_by(cause)
             }

@@ -1,4 +1,4 @@
-//! `POST /v1/score`: one customer, decided on the thread that read the request.
+//! `POST /v1/score`: one customer, decided on the thread that read the request. Only the score of a slow model is waited for.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -15,7 +15,7 @@ use super::wire::{self, Scratch};
 use super::wire_problem;
 use super::{Shared, blocking, extract, json};
 use crate::domain::decision::{Arm, Decision};
-use crate::engine::{self, Receipt, Serving, Stages};
+use crate::engine::{self, Receipt, Serving, Stages, Turn};
 
 /// Score one customer with the default model
 #[utoipa::path(
@@ -78,10 +78,15 @@ async fn answer(
     let record = extract::record(value, wanted, |record| shared.engine.violations(&serving, record))
         .map_err(Problem::invalid)?;
     let parse = begun.elapsed();
-    let (decision, stages, receipt) = if shared.engine.takes_long(&serving, &record, addressed) {
-        decide_aside(&shared, &serving, &body, wanted, addressed).await?
+    // In a box, so that the future of every other request is no larger for it. Who drops it, gone or late, gives the turn back.
+    let turn = match serving.takes_turns() {
+        true => Some(Box::pin(shared.engine.turn(&serving, &record, addressed)).await?),
+        false => None,
+    };
+    let (decision, stages, receipt) = if shared.engine.takes_long(&serving, &record, addressed, turn.as_ref()) {
+        decide_aside(&shared, &serving, &body, wanted, addressed, turn).await?
     } else {
-        shared.engine.decide(&serving, &record, &body, addressed)?
+        shared.engine.decide(&serving, &record, &body, addressed, turn)?
     };
     // Both stand in the connection's buffer: while they are held over an await, it has to allocate another one to go on.
     drop(record);
@@ -108,6 +113,7 @@ async fn decide_aside(
     body: &Bytes,
     wanted: extract::Wanted,
     addressed: Option<Arm>,
+    turn: Option<Turn>,
 ) -> Result<(Decision, Stages, Receipt), Problem> {
     let permit = shared.long_work()?;
     let (shared, serving, body) = (shared.clone(), serving.clone(), body.clone());
@@ -115,7 +121,7 @@ async fn decide_aside(
         let _permit = permit;
         let value = json::parse(&body, shared.limits.depth_max)?;
         let record = extract::record(value, wanted, |_| Vec::new()).map_err(Problem::invalid)?;
-        Ok(shared.engine.decide(&serving, &record, &body, addressed)?)
+        Ok(shared.engine.decide(&serving, &record, &body, addressed, turn)?)
     })
     .await?
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::wire_models::{Probe, Scoring};
 use super::wire_reasons::{Base, Counterfactual, Reason};
 use crate::domain::policy::layers::Chance;
 use crate::domain::{decision, freshness, policy};
@@ -255,24 +256,13 @@ pub(super) struct ModelDetail<'m> {
     /// Why that one.
     #[schema(value_type = String)]
     evaluator_reason: &'m str,
+    /// How single customers are scored.
+    scoring: Scoring<'m>,
     /// What was measured before the model saw a customer.
     probe: Probe,
     /// The model card: lineage, training, metrics, limits and the feature dictionary, as in the bundle's manifest.
     #[schema(value_type = Object)]
     card: &'m crate::domain::bundle::card::Card,
-}
-
-/// What the probe measured.
-#[derive(Serialize, ToSchema)]
-pub(super) struct Probe {
-    /// Golden rows run.
-    golden_rows: usize,
-    /// The greatest distance of a score from the trainer's.
-    difference_max: f64,
-    /// Median time of one row.
-    row_p50_us: f64,
-    /// 99th percentile of the time of one row.
-    row_p99_us: f64,
 }
 
 /// Room for the text of an id and a time, so that a decision is written without an allocation for them.
@@ -368,18 +358,13 @@ impl<'m> ModelSummary<'m> {
 impl<'m> ModelDetail<'m> {
     /// What serves one model name, with the card.
     pub(super) fn new(serving: &'m engine::Serving, default: bool) -> Self {
-        let probe = serving.model.probe();
         Self {
             summary: ModelSummary::new(serving, default),
             digest: serving.model.digest(),
             evaluator: serving.model.evaluator(),
             evaluator_reason: serving.model.evaluator_reason(),
-            probe: Probe {
-                golden_rows: probe.rows,
-                difference_max: probe.difference_max,
-                row_p50_us: probe.row_p50_us,
-                row_p99_us: probe.row_p99_us,
-            },
+            scoring: Scoring::new(&serving.model),
+            probe: Probe::new(serving.model.probe()),
             card: serving.model.card(),
         }
     }

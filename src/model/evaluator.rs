@@ -1,5 +1,7 @@
 //! What answers for a model: the native evaluator, where `proof` has shown that it is ONNX Runtime's equal, and else ONNX Runtime.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use super::lanes::Lanes;
@@ -32,7 +34,7 @@ pub(super) enum Evaluator {
 }
 
 impl Evaluator {
-    /// What answers for `bundle`, whose graph was read as `read`, and why. `count` threads may use it at the same time.
+    /// What answers for `bundle`, whose graph was read as `read`, and why; for one thread at a time, until it has grown.
     ///
     /// Errors: those of loading the graph; that of running golden rows is left to the probe.
     pub(super) fn choose(
@@ -41,21 +43,46 @@ impl Evaluator {
         read: Option<&Additive>,
         platt: Platt,
         choice: Choice,
-        count: usize,
     ) -> Result<(Self, String), Error> {
         // The reference: one lane is enough for the proof, and is gone behind it where it is not needed.
-        let mut lanes = Lanes::new(runtime, bundle, &bundle.card.graph)?;
+        let lanes = Lanes::new(runtime, bundle, &bundle.card.graph)?;
         let native = match (choice, read) {
             (Choice::OnnxRuntime, _) => Err("models.evaluator says so".to_owned()),
             (Choice::Auto, None) => Err("the graph is no sum of trees or columns that could be read".to_owned()),
             (Choice::Auto, Some(read)) => compile(read)
                 .and_then(|native| proof::prove(bundle, read, &native, &lanes, platt).map(|proof| (native, proof))),
         };
-        match native {
-            Ok((native, proof)) => Ok((Self::Native(native), proof.to_string())),
-            Err(reason) => {
+        Ok(match native {
+            Ok((native, proof)) => (Self::Native(native), proof.to_string()),
+            Err(reason) => (Self::OnnxRuntime(lanes), reason),
+        })
+    }
+
+    /// Lets `count` threads use it at the same time.
+    ///
+    /// Errors: those of loading the graph.
+    pub(super) fn grow(&mut self, runtime: &Runtime, bundle: &Bundle, count: usize) -> Result<(), Error> {
+        match self {
+            Self::Native(_) => Ok(()),
+            Self::OnnxRuntime(lanes) => lanes.grow(runtime, bundle, &bundle.card.graph, count),
+        }
+    }
+
+    /// The same for `count` threads of their own, which never wait for those that use this one.
+    ///
+    /// Errors: those of loading the graph.
+    pub(super) fn apart(
+        self: &Arc<Self>,
+        runtime: &Runtime,
+        bundle: &Bundle,
+        count: usize,
+    ) -> Result<Arc<Self>, Error> {
+        match &**self {
+            Self::Native(_) => Ok(self.clone()),
+            Self::OnnxRuntime(_) => {
+                let mut lanes = Lanes::new(runtime, bundle, &bundle.card.graph)?;
                 lanes.grow(runtime, bundle, &bundle.card.graph, count)?;
-                Ok((Self::OnnxRuntime(lanes), reason))
+                Ok(Arc::new(Self::OnnxRuntime(lanes)))
             }
         }
     }

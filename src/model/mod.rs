@@ -10,6 +10,7 @@ mod probe;
 mod proof;
 mod session;
 mod trees;
+mod turns;
 mod uplift;
 
 use std::collections::BTreeMap;
@@ -18,8 +19,9 @@ use std::sync::Arc;
 
 pub use bundle::Bundle;
 pub use evaluator::{Choice, ONNX_RUNTIME};
-pub use probe::Probe;
+pub use probe::{Pace, Probe};
 pub use session::Runtime;
+pub use turns::{Options as TurnOptions, Plan};
 
 use crate::domain::bundle::baseline::Baseline;
 use crate::domain::bundle::card::Card;
@@ -73,6 +75,9 @@ pub enum Error {
     /// The model answered with something that is no probability, and no difference of two.
     #[error("the model answered with something that is no probability")]
     NotAProbability,
+    /// As many rows wait for a slow model as it can score in time.
+    #[error("too many rows wait for the model")]
+    Full,
     /// The loaded model does not do what its card says.
     #[error("the model {model} failed its probe:{list}", list = listed(problems))]
     Probe {
@@ -90,12 +95,15 @@ fn listed(problems: &[String]) -> String {
 /// How a model is loaded.
 #[derive(Debug, Clone, Copy)]
 pub struct LoadOptions {
-    /// Lanes: how many threads may score at the same time without waiting. At least 1.
+    /// Lanes: how many threads may score at the same time without waiting. At least 1. A slow model has one for each of its threads, and
+    /// as many for all others.
     pub lanes: usize,
     /// The greatest p99 of one row that the probe lets pass, in microseconds.
     pub row_p99_us_max: u64,
     /// What may answer.
     pub evaluator: Choice,
+    /// When single rows wait for threads of the model; with none they are scored on the thread that asks, however slow they are.
+    pub turns: Option<TurnOptions>,
 }
 
 /// A loaded and probed model.
@@ -107,12 +115,15 @@ pub struct Model {
     example: golden::Row,
     schema: Schema,
     platt: Platt,
-    evaluator: evaluator::Evaluator,
+    evaluator: Arc<evaluator::Evaluator>,
     evaluator_reason: String,
     graph_bytes: usize,
     probe: Probe,
+    /// Where single rows wait, if it is slow.
+    turns: Option<turns::Turns>,
+    turns_reason: String,
     explainer: explain::Explainer,
-    estimator: Option<uplift::Estimator>,
+    estimator: Option<Arc<uplift::Estimator>>,
     book: Arc<Book>,
     levers: Levers,
 }
@@ -128,18 +139,31 @@ impl Model {
         };
         let platt = Platt { a: bundle.card.calibration.a, b: bundle.card.calibration.b };
         let read = trees::read(&bundle.graph, &bundle.card.graph);
-        let (evaluator, evaluator_reason) =
-            evaluator::Evaluator::choose(runtime, &bundle, read.as_ref(), platt, options.evaluator, options.lanes)?;
-        let probe = probe::probe(&id, &bundle, &evaluator, platt, options.row_p99_us_max)?;
+        let (mut evaluator, evaluator_reason) =
+            evaluator::Evaluator::choose(runtime, &bundle, read.as_ref(), platt, options.evaluator)?;
+        let pace = probe::pace(&bundle, &evaluator)?;
+        let (plan, turns_reason) = Plan::choose(&pace, options.turns);
+        // No request's thread scores by a slow model itself, and those that do long work may wait for one another: each of its lanes is
+        // as large as its graph.
+        evaluator.grow(runtime, &bundle, plan.map_or(options.lanes, |plan| plan.threads))?;
+        let evaluator = Arc::new(evaluator);
+        let own = plan.map(|plan| evaluator.apart(runtime, &bundle, plan.threads)).transpose()?;
+        let all: Vec<&evaluator::Evaluator> = [&evaluator].into_iter().chain(&own).map(|each| &**each).collect();
+        let probe = probe::probe(&id, &bundle, &all, pace, platt, options.row_p99_us_max)?;
+        // Its own threads, and all others.
+        let lanes = plan.map_or(options.lanes, |plan| 2 * plan.threads);
         let mut problems = Vec::new();
         let estimator = bundle.card.uplift.as_ref();
         let estimator = estimator
-            .map(|uplift| uplift::Estimator::new(runtime, &bundle, uplift, options.lanes, &mut problems))
-            .transpose()?;
+            .map(|uplift| uplift::Estimator::new(runtime, &bundle, uplift, lanes, &mut problems))
+            .transpose()?
+            .map(Arc::new);
         if !problems.is_empty() {
             problems.truncate(10);
             return Err(Error::Probe { model: id, problems });
         }
+        let start = |(plan, own)| turns::Turns::start(own, estimator.clone(), plan);
+        let turns = plan.zip(own).map(start).transpose()?;
         let explainer = explain::Explainer::new(&bundle, read, platt);
         let Bundle { card, baseline, mut golden, schema, graph, .. } = bundle;
         let graph_bytes = graph.len();
@@ -158,6 +182,8 @@ impl Model {
             evaluator_reason,
             graph_bytes,
             probe,
+            turns,
+            turns_reason,
             explainer,
             estimator,
             book,
@@ -197,8 +223,9 @@ impl Model {
 
     /// What its evaluator takes of memory at least, in bytes.
     pub fn evaluator_bytes(&self) -> usize {
+        let own = self.turns.as_ref().map_or(0, |turns| turns.bytes(self.graph_bytes));
         let estimator = self.estimator.as_ref().map_or(0, |estimator| estimator.bytes(self.graph_bytes));
-        self.evaluator.bytes(self.graph_bytes) + estimator
+        self.evaluator.bytes(self.graph_bytes) + own + estimator
     }
 
     /// What answers: `native` or `onnxruntime`.
@@ -214,6 +241,30 @@ impl Model {
     /// What its probe measured.
     pub fn probe(&self) -> &Probe {
         &self.probe
+    }
+
+    /// How single rows wait for threads of its own, where it is slow.
+    pub fn turns(&self) -> Option<&Plan> {
+        self.turns.as_ref().map(turns::Turns::plan)
+    }
+
+    /// Why they do, or do not, for people.
+    pub fn turns_reason(&self) -> &str {
+        &self.turns_reason
+    }
+
+    /// The score of one `row` of `schema().columns()` values, and what it estimates of interventions if that is wanted: where the model is
+    /// quick on the calling thread, and else when its turn has come on a thread of the model. If this is dropped while it waits, the
+    /// row is not scored.
+    ///
+    /// Errors: [`Error::Full`]; [`Error::NotAProbability`]; those of a run.
+    pub async fn judge_in_turn(&self, row: &[f32], wants_uplifts: bool) -> Result<(Score, Uplifts), Error> {
+        let Some(turns) = &self.turns else {
+            let uplifts = if wants_uplifts { self.uplifts(row)? } else { Uplifts::new() };
+            return Ok((self.score(row)?, uplifts));
+        };
+        let (probability, uplifts) = turns.run_one(row, wants_uplifts).await?;
+        Ok((self.platt.calibrate(probability).ok_or(Error::NotAProbability)?, uplifts))
     }
 
     /// The score of one `row` of `schema().columns()` values, on the calling thread.

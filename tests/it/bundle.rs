@@ -58,7 +58,7 @@ impl Copy {
 
     fn load_by(&self, evaluator: Choice) -> Result<Model, Error> {
         let runtime = Runtime::load(&config(&[]).expect("a configuration").runtime.library).expect("ONNX Runtime");
-        Model::load(runtime, &self.path, LoadOptions { lanes: 1, row_p99_us_max: 1_000_000, evaluator })
+        Model::load(runtime, &self.path, LoadOptions { lanes: 1, row_p99_us_max: 1_000_000, evaluator, turns: None })
     }
 
     /// The problems that it is refused for.

@@ -1,6 +1,9 @@
 //! Integration tests: the real server with the real bundles on port 0, spoken to over TCP. One binary, so that ONNX Runtime
 //! is loaded once.
 
+#[path = "../../benches/dense/mod.rs"]
+mod dense;
+
 mod access;
 mod allocation;
 mod batch;
@@ -23,6 +26,7 @@ mod score;
 mod service;
 mod simulate;
 mod slots;
+mod slow;
 mod spend;
 mod startup;
 mod tls;

@@ -168,7 +168,7 @@ async fn what_is_no_request_for_reasons_is_refused() {
 }
 
 /// A service whose policy wants two reasons for every medium score, and none for the others.
-fn explaining(directory: &std::path::Path, overrides: &[&str], version: &str) -> Service {
+pub(crate) fn explaining(directory: &std::path::Path, overrides: &[&str], version: &str) -> Service {
     let document = include_str!("../../models/policy/default.toml");
     let document = document.replacen("score = \"[0.5, 0.8]\"", "score = \"[0.5, 0.8]\"\nexplain = 2", 1);
     let path = directory.join("explaining.toml");

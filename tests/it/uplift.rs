@@ -21,13 +21,18 @@ fn customer(tenure: u32) -> Value {
 
 /// A service under the value policy without its budget, whose champion is `version`.
 fn start(models: &std::path::Path, version: &str) -> Service {
+    start_with(models, version, &[])
+}
+
+fn start_with(models: &std::path::Path, version: &str, more: &[&str]) -> Service {
     let policy = models.join("value.toml");
     std::fs::write(&policy, VALUE.split_once(NO_BUDGET).expect("a budget").0).expect("written");
     let serve = format!(
         "models.serve=[{{ name = \"telco-churn\", version = \"{version}\", policy = {:?} }}]",
         policy.display().to_string()
     );
-    Service::start(&[&format!("models.dir={}", models.display()), &serve, "rollouts.arm_header=true"])
+    let dir = format!("models.dir={}", models.display());
+    Service::start(&[&[dir.as_str(), &serve, "rollouts.arm_header=true"], more].concat())
 }
 
 fn number(value: &Value) -> f64 {
@@ -58,6 +63,16 @@ fn check(decision: &Value, tenure: u32) {
     let rule = format!("uplift:{action}");
     let has_rule = decision["rules"].as_array().expect("rules").iter().any(|one| *one == json!(rule));
     assert_eq!(has_rule, is_estimated, "{decision}");
+}
+
+#[tokio::test]
+async fn a_slow_model_estimates_in_its_turn() {
+    let models = models();
+    let service = start_with(models.path(), "9.0.5-uplift", &["models.inline_row_us_max=0"]);
+    assert_eq!(service.get("/v1/models/telco-churn").await.json()["scoring"]["way"], "turns");
+    for tenure in [1, 20, 72] {
+        check(&service.post("/v1/score", &customer(tenure)).await.json(), tenure);
+    }
 }
 
 #[tokio::test]

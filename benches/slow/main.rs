@@ -1,0 +1,326 @@
+//! What becomes of a slow model, and of a quick one beside it: a dense network of some milliseconds, one by one on the threads of
+//! requests and in turns on threads of its own, by the real server over TCP. Prints a table; exit code 1 when a claim falls short.
+//!
+//!     cargo bench --bench slow -- measure [--width 4800] [--seconds 5] [--pairs 7]
+
+#[path = "../customers/mod.rs"]
+mod customers;
+#[path = "../dense/mod.rs"]
+mod dense;
+#[allow(dead_code, reason = "nothing here goes on after an error")]
+#[path = "../swap/http.rs"]
+mod http;
+
+use std::cell::{Cell, RefCell};
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mainstay::config::{Config, Sources};
+use mainstay::model::{Choice, LoadOptions, Model, Runtime};
+use serde_json::Value;
+use tokio::sync::Semaphore;
+
+use http::{Connection, post};
+
+const QUICK: &str = "/v1/models/telco-churn/score";
+const SLOW: &str = "/v1/models/dense-churn/score";
+const BASE: &str = "models/telco-churn/1.0.0";
+/// Callers of the slow model; each asks again when it has its answer.
+const CALLERS: usize = 64;
+/// Connections of those who ask whatever becomes of others, and how many times as much as can be answered they ask.
+const CROWD: usize = 1_024;
+const OVERLOAD: f64 = 3.0;
+/// Requests a second to the quick model, open, and the connections for them.
+const QUICK_RATE: u64 = 1_000;
+const QUICK_CALLERS: usize = 32;
+/// How often what is due is given out.
+const TURN: Duration = Duration::from_micros(200);
+
+// What is claimed.
+const GAIN_MIN: f64 = 4.0;
+const QUICK_P99_MAX: f64 = 1.2;
+const GOODPUT_MIN: f64 = 0.9;
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
+    if words.first().map(String::as_str) != Some("measure") {
+        println!("slow: nothing to do by itself; `make slow` runs it");
+        return ExitCode::SUCCESS;
+    }
+    let number = |name: &str, usual: usize| {
+        let at = words.iter().position(|word| word == name);
+        at.and_then(|at| words.get(at + 1)).map_or(usual, |text| text.parse().expect("a number"))
+    };
+    let (width, pairs) = (number("--width", 4_800), number("--pairs", 7));
+    let time = Duration::from_secs(number("--seconds", 5) as u64);
+
+    let place = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+    dense::make(place.path(), Path::new(BASE), "dense-churn", "1.0.0", 2, width);
+    std::fs::create_dir_all(place.path().join("telco-churn")).expect("a directory");
+    let base = std::fs::canonicalize(BASE).expect("a bundle");
+    std::os::unix::fs::symlink(base, place.path().join("telco-churn/1.0.0")).expect("a link");
+
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let held = tokio::task::LocalSet::new().block_on(&runtime, measure(place.path(), pairs, time));
+    println!("{}", if held { "every claim holds" } else { "a claim fell short" });
+    if held { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+async fn measure(models: &Path, pairs: usize, time: Duration) -> bool {
+    let bodies = bodies();
+    let inline = Server::start(models, "models.inline_row_us_max=60000000");
+    let alone = Load::closed(inline.address, SLOW, &bodies, CALLERS).run(time).await;
+    drop(inline);
+
+    let server = Server::start(models, "models.inline_row_us_max=250");
+    let model = server.get("/v1/models/dense-churn").await;
+    println!("dense-churn {}", model["scoring"]["reason"].as_str().unwrap_or_default());
+    println!("  {}\n", model["scoring"]);
+    let turns = Load::closed(server.address, SLOW, &bodies, CALLERS).run(time).await;
+    let rate = (OVERLOAD * turns.good() / time.as_secs_f64()) as u64;
+    let crowd = Load::open(server.address, SLOW, &bodies, CROWD, rate).run(time).await;
+    println!("{:<34}{:>10}{:>10}{:>10}{:>10}", "dense-churn", "answers/s", "refused/s", "p50 ms", "p99 ms");
+    for (name, seen) in [
+        (format!("one by one, {CALLERS} callers"), &alone),
+        (format!("in turns, {CALLERS} callers"), &turns),
+        (format!("in turns, {rate}/s asked, open"), &crowd),
+    ] {
+        let (good, refused) = (seen.good() / time.as_secs_f64(), seen.refused as f64 / time.as_secs_f64());
+        println!(
+            "{name:<34}{good:>10.0}{refused:>10.0}{:>10.2}{:>10.2}",
+            seen.quantile_ms(0.5),
+            seen.quantile_ms(0.99)
+        );
+    }
+
+    println!("\ntelco-churn beside it, {QUICK_RATE}/s, open: p50 and p99 in ms, by pairs");
+    let mut ratios = Vec::new();
+    for pair in 0..pairs {
+        let quiet = Load::open(server.address, QUICK, &bodies, QUICK_CALLERS, QUICK_RATE).run(time).await;
+        let beside = Load::closed(server.address, SLOW, &bodies, CALLERS);
+        let (stop, connections) = (Rc::new(Cell::new(false)), beside.connect().await);
+        let busy = tokio::task::spawn_local(beside.until(connections, stop.clone()));
+        let loud = Load::open(server.address, QUICK, &bodies, QUICK_CALLERS, QUICK_RATE).run(time).await;
+        stop.set(true);
+        let busy = busy.await.expect("a load");
+        let ratio = loud.quantile_ms(0.99) / quiet.quantile_ms(0.99);
+        println!(
+            "  {pair}: {:.3} {:.3} alone, {:.3} {:.3} beside {:.0} slow answers/s: {ratio:.2}{}",
+            quiet.quantile_ms(0.5),
+            quiet.quantile_ms(0.99),
+            loud.quantile_ms(0.5),
+            loud.quantile_ms(0.99),
+            busy.good() / time.as_secs_f64(),
+            if quiet.refused + loud.refused > 0 { ", some failed" } else { "" }
+        );
+        ratios.push(ratio);
+    }
+    ratios.sort_by(f64::total_cmp);
+    println!();
+    [
+        claim(turns.good() / alone.good(), ">=", GAIN_MIN, "answers in turns, as a multiple of those one by one"),
+        claim(
+            crowd.good() / turns.good(),
+            ">=",
+            GOODPUT_MIN,
+            "answers where three times as much is asked, as a share of the most",
+        ),
+        claim(f64::from(u8::from(crowd.refused > 0)), ">=", 1.0, "whoever comes when too many wait is refused at once"),
+        claim(
+            ratios[ratios.len() / 2],
+            "<=",
+            QUICK_P99_MAX,
+            "p99 of the quick model beside it, as a multiple of that alone, median of the pairs",
+        ),
+    ]
+    .iter()
+    .all(|holds| *holds)
+}
+
+fn claim(figure: f64, relation: &str, bound: f64, what: &str) -> bool {
+    let holds = if relation == ">=" { figure >= bound } else { figure <= bound };
+    println!("{}  {figure:.2} {relation} {bound}: {what}", if holds { "PASS" } else { "FAIL" });
+    holds
+}
+
+/// Bodies of many customers, legal for both models: they have the same dictionary.
+fn bodies() -> Vec<String> {
+    let config = Config::load(&Sources::of_process(None, Vec::new())).expect("a legal configuration");
+    let runtime = Runtime::load(&config.runtime.library).expect("scripts/fetch-onnxruntime.sh was run");
+    let options = LoadOptions { lanes: 1, row_p99_us_max: 1_000_000, evaluator: Choice::Auto, turns: None };
+    let model = Model::load(runtime, Path::new(BASE), options).expect("a legal bundle");
+    let bodies = customers::bodies(&customers::records(&model));
+    bodies.into_iter().map(|body| String::from_utf8(body).expect("JSON")).collect()
+}
+
+/// A server of its own, which ends with this.
+struct Server {
+    process: Child,
+    address: SocketAddr,
+    _ledger: tempfile::TempDir,
+}
+
+impl Server {
+    fn start(models: &Path, setting: &str) -> Self {
+        let ledger = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+        let serve = "models.serve=[{ name = \"telco-churn\", version = \"1.0.0\" }, { name = \"dense-churn\", version = \"1.0.0\" }]";
+        let (models, dir) =
+            (format!("models.dir={}", models.display()), format!("ledger.dir={}", ledger.path().display()));
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mainstay"));
+        command.arg("serve").stderr(Stdio::piped());
+        for setting in [
+            "http.listen=127.0.0.1:0",
+            "admin.listen=127.0.0.1:0",
+            "limits.batches_max=1",
+            serve,
+            &models,
+            &dir,
+            setting,
+        ] {
+            command.args(["--set", setting]);
+        }
+        let mut process = command.spawn().expect("a server");
+        let mut lines = BufReader::new(process.stderr.take().expect("a pipe")).lines();
+        let mut told = Vec::new();
+        let address = loop {
+            let Some(Ok(line)) = lines.next() else { panic!("the server did not start:\n{}", told.join("\n")) };
+            let event: Value = serde_json::from_str(&line).unwrap_or_default();
+            if event["message"] == "ready" || event["fields"]["message"] == "ready" {
+                let http = event["http"].as_str().or(event["fields"]["http"].as_str()).expect("an address");
+                break http.parse().expect("an address");
+            }
+            told.push(line);
+        };
+        // A full pipe would stop it.
+        std::thread::spawn(move || lines.for_each(drop));
+        Self { process, address, _ledger: ledger }
+    }
+
+    async fn get(&self, path: &str) -> Value {
+        let mut connection = Connection::open(self.address).await.expect("a connection");
+        let request = format!("GET {path} HTTP/1.1\r\nhost: slow\r\n\r\n");
+        let (_, body) = connection.ask(request.as_bytes()).await.expect("an answer");
+        serde_json::from_slice(body).expect("JSON")
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// Callers of one path.
+struct Load {
+    address: SocketAddr,
+    requests: Rc<Vec<Vec<u8>>>,
+    callers: usize,
+    /// Requests a second, whatever becomes of those before; with none each caller asks again at once.
+    rate: Option<u64>,
+}
+
+/// What they saw.
+#[derive(Default)]
+struct Seen {
+    times_us: Vec<u64>,
+    refused: u64,
+}
+
+impl Load {
+    fn closed(address: SocketAddr, path: &str, bodies: &[String], callers: usize) -> Self {
+        let requests = Rc::new(bodies.iter().map(|body| post(path, "", body)).collect());
+        Self { address, requests, callers, rate: None }
+    }
+
+    fn open(address: SocketAddr, path: &str, bodies: &[String], callers: usize, rate: u64) -> Self {
+        Self { rate: Some(rate), ..Self::closed(address, path, bodies, callers) }
+    }
+
+    async fn run(self, time: Duration) -> Seen {
+        let (stop, connections) = (Rc::new(Cell::new(false)), self.connect().await);
+        let load = tokio::task::spawn_local(self.until(connections, stop.clone()));
+        tokio::time::sleep(time).await;
+        stop.set(true);
+        load.await.expect("a load")
+    }
+
+    async fn connect(&self) -> Vec<Connection> {
+        let mut connections = Vec::new();
+        for _ in 0..self.callers {
+            connections.push(Connection::open(self.address).await.expect("a connection"));
+        }
+        connections
+    }
+
+    /// Asks until it is told to stop. An open load counts from when a request was due.
+    async fn until(self, connections: Vec<Connection>, stop: Rc<Cell<bool>>) -> Seen {
+        let (due, seen, taken) =
+            (Arc::new(Semaphore::new(0)), Rc::new(RefCell::new(Seen::default())), Rc::new(Cell::new(0)));
+        let began = Instant::now();
+        let callers: Vec<_> = connections
+            .into_iter()
+            .map(|mut connection| {
+                let (requests, rate, stop) = (self.requests.clone(), self.rate, stop.clone());
+                let (due, seen, taken) = (due.clone(), seen.clone(), taken.clone());
+                tokio::task::spawn_local(async move {
+                    while !stop.get() {
+                        if rate.is_some() {
+                            let Ok(permit) = due.acquire().await else { return };
+                            permit.forget();
+                        }
+                        let number: u64 = taken.replace(taken.get() + 1);
+                        let from = match rate {
+                            Some(rate) => began + Duration::from_micros(number * 1_000_000 / rate),
+                            None => Instant::now(),
+                        };
+                        let request = &requests[number as usize % requests.len()];
+                        let good = matches!(connection.ask(request).await, Ok((200, _)));
+                        let mut seen = seen.borrow_mut();
+                        match good {
+                            true => seen.times_us.push(from.elapsed().as_micros() as u64),
+                            false => seen.refused += 1,
+                        }
+                    }
+                })
+            })
+            .collect();
+        if let Some(rate) = self.rate {
+            let due = due.clone();
+            std::thread::spawn(move || {
+                let mut given = 0;
+                while !due.is_closed() {
+                    let now = began.elapsed().as_micros() as u64 * rate / 1_000_000 + 1;
+                    due.add_permits((now - given) as usize);
+                    given = now;
+                    std::thread::sleep(TURN);
+                }
+            });
+        }
+        while !stop.get() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        due.close();
+        for caller in callers {
+            let _ = caller.await;
+        }
+        seen.take()
+    }
+}
+
+impl Seen {
+    fn good(&self) -> f64 {
+        self.times_us.len() as f64
+    }
+
+    fn quantile_ms(&self, share: f64) -> f64 {
+        let mut times = self.times_us.clone();
+        times.sort_unstable();
+        times.get(((times.len().max(1) - 1) as f64 * share) as usize).map_or(f64::NAN, |us| *us as f64 / 1e3)
+    }
+}
