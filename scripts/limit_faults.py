@@ -2,11 +2,9 @@
 and others are answered meanwhile. tests/it/faults.rs has the same in small."""
 
 import contextlib
-import json
 import os
 import socket
 import struct
-import subprocess
 import threading
 import time
 from pathlib import Path
