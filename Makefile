@@ -93,6 +93,10 @@ show-decide: runtime ## The evidence of decisions: laws, knapsack, golden SHAP, 
 show-effect: runtime ## The evidence of what came of it: 100 simulated months, drift, guardrails, the webhook, cost, alerts by a real Prometheus; ARGS="--only STEP"
 	$(PYTHON) scripts/show_effect.py $(ARGS)
 
+.PHONY: show-limit
+show-limit: runtime ## The evidence at the limit: overload, faults, deadlines, cold start, soak (30 minutes), HTTP/2; ARGS="--only STEP --minutes N"
+	$(PYTHON) scripts/show_limit.py $(ARGS)
+
 .PHONY: show-tls
 show-tls: runtime ## The evidence of TLS: a scan by sslyze, and certificates changed under load
 	$(PYTHON) scripts/access_tls.py $(ARGS)

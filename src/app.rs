@@ -22,6 +22,10 @@ const FOLD: Duration = Duration::from_secs(1);
 
 /// Threads of the admin plane that may wait for a disk or a lock.
 const ADMIN_THREADS: usize = 4;
+/// Open connections of the admin plane: operators, and what scrapes.
+const ADMIN_CONNECTIONS_MAX: usize = 128;
+/// Descriptors that are kept for the admin plane, the ledger and its readers, models and files, where there are enough.
+const DESCRIPTORS_KEPT: usize = ADMIN_CONNECTIONS_MAX + 128;
 /// The niceness of threads that do batches: far behind those that answer single customers.
 const BATCH_NICE: i32 = 10;
 /// The niceness of the shadow: the last of all.
@@ -78,12 +82,19 @@ impl App {
         let data = bind("http.listen", config.http.listen, http_tls)?;
         let admin = bind("admin.listen", config.admin.listen, admin_tls)?;
         // The admin plane answers while the data plane is saturated: a thread and a runtime of its own.
-        let alone = ServerOptions { workers: 1, ..config.server.clone() };
+        let alone = ServerOptions {
+            workers: 1,
+            connections_max: config.server.connections_max.min(ADMIN_CONNECTIONS_MAX),
+            // Operators are never told to come back later.
+            queue_target_ms: 0,
+            ..config.server.clone()
+        };
+        let many =
+            ServerOptions { connections_max: connections(config.server.connections_max), ..config.server.clone() };
         let admin = Server::start("admin", admin, http::admin_plane(&shared), &alone, ADMIN_THREADS, None, &metrics)
             .context("cannot start the admin plane")?;
-        let data =
-            Server::start("http", data, http::data_plane(&shared), &config.server, batches, Some(BATCH_NICE), &metrics)
-                .context("cannot start the data plane")?;
+        let data = Server::start("http", data, http::data_plane(&shared), &many, batches, Some(BATCH_NICE), &metrics)
+            .context("cannot start the data plane")?;
         tracing::info!(
             http = %data.address(),
             admin = %admin.address(),
@@ -279,7 +290,17 @@ fn open_ledger(config: &Config) -> anyhow::Result<Option<Ledger>> {
         return Ok(None);
     }
     let digest = config.digest();
-    let ledger = Ledger::open(&config.ledger, &digest, SystemTime::now)?;
+    let ledger = Ledger::open(&config.ledger, &digest, SystemTime::now).map_err(|error| {
+        let is_damage = error.is_damage();
+        let error = anyhow::Error::from(error);
+        if !is_damage {
+            return error;
+        }
+        let dir = config.ledger.dir.display();
+        error.context(format!(
+            "the ledger in {dir} is damaged: `mainstay ledger restore FILE` puts a backup in its place and keeps what stands there"
+        ))
+    })?;
     ledger.act(Action::Start { version: env!("CARGO_PKG_VERSION"), config_digest: digest })?;
     tracing::info!(dir = %config.ledger.dir.display(), records = ledger.state().seq(), promise = ?config.ledger.promise, "ledger open");
     Ok(Some(ledger))
@@ -346,6 +367,26 @@ fn tell(serving: &Serving) {
         scoring_reason = model.turns_reason(),
         "model in service"
     );
+}
+
+/// How many connections there may be of those `wanted`, so that descriptors are left for the rest. Before that the process is allowed as many
+/// files as it may allow itself: what it is started with is often meant for programs of another kind.
+fn connections(wanted: usize) -> usize {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let before = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: before.maximum, ..before });
+    // None is no limit.
+    let Some(descriptors) = getrlimit(Resource::Nofile).current else { return wanted };
+    let descriptors = usize::try_from(descriptors).unwrap_or(usize::MAX);
+    let possible = descriptors - DESCRIPTORS_KEPT.min(descriptors / 2);
+    if possible < wanted {
+        tracing::warn!(
+            descriptors,
+            connections_max = possible,
+            "fewer connections than server.connections_max: allow the service more open files (ulimit -n, LimitNOFILE)"
+        );
+    }
+    wanted.min(possible)
 }
 
 fn bind(key: &str, address: SocketAddr, tls: Option<Arc<Tls>>) -> anyhow::Result<Listener> {

@@ -98,7 +98,7 @@ impl<'s> View<'s> {
         let (now_ms, window_ms, maturity_ms) = (now_ms as i64, window.ms() as i64, maturity_ms as i64);
         let mut departures = Departures::new();
         for row in &sample.rows {
-            if let Some(left_ms) = row.left_ms {
+            if let Some(left_ms) = row.after().left_ms {
                 departures.entry(row.customer).or_default().push(left_ms);
             }
         }
@@ -138,12 +138,13 @@ impl<'s> View<'s> {
             customer.offered |= row.offered;
             customer.decisions += 1;
             customer.cost += row.cost.units();
-            customer.contact_cost += row.contact_cost.units();
-            customer.revenue += row.revenue.units();
-            customer.orders += row.orders;
+            let after = row.after();
+            customer.contact_cost += after.contact_cost.units();
+            customer.revenue += after.revenue.units();
+            customer.orders += after.orders;
             customer.value_at_stake = customer.value_at_stake.or(row.value_at_stake);
             customer.usage_before = customer.usage_before.or(row.usage_before);
-            customer.converted = match (customer.converted, row.converted) {
+            customer.converted = match (customer.converted, after.converted) {
                 (Some(true), _) | (_, None) => customer.converted,
                 (_, told) => told,
             };

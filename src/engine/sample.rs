@@ -69,12 +69,31 @@ pub(super) struct Row {
     pub(super) cost: Money,
     pub(super) value_at_stake: Option<f64>,
     pub(super) usage_before: Option<f64>,
+    /// What came of it. Of most decisions nothing is told, and they are many: these cost a place of eight bytes.
+    after: Option<Box<After>>,
+}
+
+impl Row {
+    /// What came of it; nothing, where nothing was told.
+    pub(super) fn after(&self) -> &After {
+        self.after.as_deref().unwrap_or(&After::NOTHING)
+    }
+}
+
+/// What was told after a decision.
+#[derive(Debug, Clone)]
+pub(super) struct After {
     /// When the customer left, and when that was recorded.
     pub(super) left_ms: Option<(i64, i64)>,
     pub(super) converted: Option<bool>,
     pub(super) revenue: Money,
     pub(super) orders: u32,
     pub(super) contact_cost: Money,
+}
+
+impl After {
+    const NOTHING: Self =
+        Self { left_ms: None, converted: None, revenue: Money::ZERO, orders: 0, contact_cost: Money::ZERO };
 }
 
 /// Values that are the same for many, each once.
@@ -212,11 +231,7 @@ impl Sample {
             cost: said.cost.and_then(Money::from_units).or_else(of_policy).unwrap_or(Money::ZERO),
             value_at_stake: said.value_at_stake,
             usage_before,
-            left_ms: None,
-            converted: None,
-            revenue: Money::ZERO,
-            orders: 0,
-            contact_cost: Money::ZERO,
+            after: None,
         };
         self.places.insert(row.id, self.gone + self.rows.len() as u64);
         self.rows.push_back(row);
@@ -271,18 +286,19 @@ impl Sample {
     fn followed(&mut self, followed: &Followed) {
         let place = self.places.get(&followed.decision).and_then(|place| place.checked_sub(self.gone));
         let Some(row) = place.and_then(|place| self.rows.get_mut(place as usize)) else { return };
+        let after = row.after.get_or_insert_with(|| Box::new(After::NOTHING));
         let facts = followed.facts;
-        if facts.churned == Some(true) && row.left_ms.is_none() {
-            row.left_ms = Some((followed.occurred_at_ms, followed.recorded_at_ms));
+        if facts.churned == Some(true) && after.left_ms.is_none() {
+            after.left_ms = Some((followed.occurred_at_ms, followed.recorded_at_ms));
         }
         // Who took it once has taken it, whatever is told besides.
-        row.converted =
-            facts.converted.map_or(row.converted, |converted| Some(converted || row.converted == Some(true)));
+        after.converted =
+            facts.converted.map_or(after.converted, |converted| Some(converted || after.converted == Some(true)));
         if let Some(revenue) = facts.revenue {
-            row.revenue = row.revenue.plus(revenue);
-            row.orders += 1;
+            after.revenue = after.revenue.plus(revenue);
+            after.orders += 1;
         }
-        row.contact_cost = row.contact_cost.plus(facts.contact_cost.unwrap_or(Money::ZERO));
+        after.contact_cost = after.contact_cost.plus(facts.contact_cost.unwrap_or(Money::ZERO));
     }
 
     /// Lets go what is from before `from_ms`, and half of the customers as often as there are more than `max` decisions.
@@ -347,26 +363,9 @@ mod tests {
     /// A row with `groups`, placed.
     fn row(sample: &mut Sample, groups: &Groups) -> Row {
         let groups = sample.place_groups(groups.clone());
-        let (cost, revenue, contact_cost) = (Money::ZERO, Money::ZERO, Money::ZERO);
-        let (value_at_stake, usage_before, left_ms, converted) = (None, None, None, None);
-        let (id, at_ms, customer, score, kind, offered, orders) = ([0; 16], 0, Ticket::MAX, 0.5, 0, false, 0);
-        Row {
-            id,
-            at_ms,
-            customer,
-            score,
-            kind,
-            groups,
-            offered,
-            cost,
-            value_at_stake,
-            usage_before,
-            left_ms,
-            converted,
-            revenue,
-            orders,
-            contact_cost,
-        }
+        let (id, at_ms, customer, score, kind, offered) = ([0; 16], 0, Ticket::MAX, 0.5, 0, false);
+        let (cost, value_at_stake, usage_before, after) = (Money::ZERO, None, None, None);
+        Row { id, at_ms, customer, score, kind, groups, offered, cost, value_at_stake, usage_before, after }
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! `POST /v1/score/batch`: many customers, as a JSON array or as NDJSON. The work is done on low-priority threads of its own,
 //! so that a batch never stands in the way of a single customer.
 
+use std::convert::Infallible;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
@@ -10,10 +12,11 @@ use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::header::{CONTENT_TYPE, HeaderValue};
 use axum::http::{HeaderMap, Response};
-use futures_util::stream;
+use futures_util::{FutureExt, StreamExt, stream};
 use serde_json::value::RawValue;
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::deadline::{self, Caller, Deadline};
 use super::layers::Timing;
 use super::lines::{Lines, STREAM_ROWS, row_too_large};
 use super::problem::{self, Code, Problem};
@@ -21,7 +24,7 @@ use super::trace::REQUEST_ID;
 use super::wire::{self, Scratch};
 use super::wire_batch::{self, Item};
 use super::wire_problem;
-use super::{Shared, blocking, extract, json};
+use super::{Shared, blocking, blocking_for, extract, json};
 use crate::domain::decision::{Arm, Decision};
 use crate::domain::money::Money;
 use crate::domain::record::Record;
@@ -35,7 +38,7 @@ use crate::engine::{self, Draw, Serving};
 /// batch or stream may ask for counterfactuals; each other that does is answered with a problem at `/counterfactuals`.
 #[utoipa::path(
     post, path = "/v1/score/batch", tag = "score", operation_id = "score_batch",
-    params(extract::AskedOfMany),
+    params(extract::AskedOfMany, deadline::Stated),
     request_body(content((Vec<wire::Customer> = "application/json"), (String = "application/x-ndjson"))),
     responses(
         (status = 200, description = "An answer per row, in order", content((wire_batch::Batch = "application/json"), (String = "application/x-ndjson"))),
@@ -47,9 +50,10 @@ pub(super) async fn score_batch(
     state: State<Shared>,
     asked: extract::Query<extract::AskedOfMany>,
     headers: HeaderMap,
+    deadline: Deadline,
     body: Body,
 ) -> Result<Response<Body>, Problem> {
-    answer(state, None, asked, headers, body).await
+    answer(state, None, asked, headers, deadline, body).await
 }
 
 /// Score many customers with a model
@@ -57,7 +61,7 @@ pub(super) async fn score_batch(
 /// As `/v1/score/batch`.
 #[utoipa::path(
     post, path = "/v1/models/{model}/score/batch", tag = "score", operation_id = "score_batch_with_model",
-    params(("model" = String, Path, description = "The name of a model in service"), extract::AskedOfMany),
+    params(("model" = String, Path, description = "The name of a model in service"), extract::AskedOfMany, deadline::Stated),
     request_body(content((Vec<wire::Customer> = "application/json"), (String = "application/x-ndjson"))),
     responses(
         (status = 200, description = "An answer per row, in order", content((wire_batch::Batch = "application/json"), (String = "application/x-ndjson"))),
@@ -71,9 +75,10 @@ pub(super) async fn score_batch_with_model(
     model: Result<Path<String>, PathRejection>,
     asked: extract::Query<extract::AskedOfMany>,
     headers: HeaderMap,
+    deadline: Deadline,
     body: Body,
 ) -> Result<Response<Body>, Problem> {
-    answer(state, Some(&model?.0), asked, headers, body).await
+    answer(state, Some(&model?.0), asked, headers, deadline, body).await
 }
 
 async fn answer(
@@ -81,6 +86,7 @@ async fn answer(
     model: Option<&str>,
     asked: extract::Query<extract::AskedOfMany>,
     headers: HeaderMap,
+    deadline: Deadline,
     body: Body,
 ) -> Result<Response<Body>, Problem> {
     let serving = shared.engine.serving(model)?;
@@ -95,13 +101,14 @@ async fn answer(
     let request_id = headers.get(REQUEST_ID).cloned().unwrap_or_else(|| HeaderValue::from_static("-"));
     let job = Job { request_id, shared, serving, addressed, wanted, asking: Arc::default() };
     let mut response = if media_type == extract::NDJSON {
-        Response::new(job.stream(body, permit))
+        Response::new(job.stream(body, permit, deadline))
     } else {
         let limits = &job.shared.limits;
-        let body = extract::whole(&headers, body, limits.batch_body_bytes_max, limits.body_timeout()).await?;
-        let (text, timing) = blocking(move || {
+        let body = extract::whole(&headers, body, limits.batch_body_bytes_max, limits.body_timeout());
+        let body = deadline.within(body).await?;
+        let (text, timing) = blocking_for(deadline, move |caller| {
             let _permit = permit;
-            job.array(body, budget)
+            job.array(body, budget, caller)
         })
         .await??;
         let mut response = Response::new(Body::from(text));
@@ -131,7 +138,7 @@ struct Job {
 
 impl Job {
     /// The answer to a whole JSON array.
-    fn array(&self, body: Bytes, budget: Option<Money>) -> Result<(Vec<u8>, Timing), Problem> {
+    fn array(&self, body: Bytes, budget: Option<Money>, caller: &Caller) -> Result<(Vec<u8>, Timing), Problem> {
         let begun = Instant::now();
         let rows: Vec<&RawValue> = serde_json::from_slice(&body).map_err(|error| match error.classify() {
             serde_json::error::Category::Data => {
@@ -164,7 +171,12 @@ impl Job {
             if position > 0 {
                 text.push(b',');
             }
-            self.decide(&chunk.iter().map(bytes).collect::<Vec<_>>(), draw, b",", &mut text, &mut timing);
+            caller.is_there()?;
+            match caller.waits() {
+                Ok(()) => self.decide(&chunk.iter().map(bytes).collect::<Vec<_>>(), draw, b",", &mut text, &mut timing),
+                // What was decided so far is on record, and answered.
+                Err(late) => self.write_items(vec![Some(late); chunk.len()], Vec::new(), b",", &mut text),
+            }
         }
         text.extend_from_slice(b"]}");
         Ok((text, timing))
@@ -265,28 +277,37 @@ impl Job {
 
     /// The answer to NDJSON: as many whole lines as have come are decided on, written, and only then are more read, so a
     /// reader that is slow slows its own sender and nothing grows.
-    fn stream(self, body: Body, permit: OwnedSemaphorePermit) -> Body {
+    fn stream(self, body: Body, permit: OwnedSemaphorePermit, deadline: Deadline) -> Body {
         let lines = Lines::new(body);
-        Body::from_stream(stream::unfold(Some((self, lines, permit)), |state| async move {
+        let answers = stream::unfold(Some((self, lines, permit)), move |state| async move {
             let (job, mut lines, permit) = state?;
-            let next = lines.next(&job.shared.limits).await;
-            match next {
+            match deadline.within(lines.next(&job.shared.limits)).await {
                 Ok(None) => None,
                 Ok(Some(chunk)) => {
                     // A stream has no end: it must not hold on to a model that has lost its customers.
                     let worker = job.of_now();
-                    let text = blocking(move || worker.lines(&chunk)).await;
-                    // The answer has begun: all that can be done about a failure now is to end it early.
-                    Some((text.map_err(|_| std::io::Error::other("failed")), Some((job, lines, permit))))
+                    let text = AssertUnwindSafe(blocking(move || worker.lines(&chunk))).catch_unwind().await;
+                    let panicked = |_| {
+                        job.shared.engine.metrics().panicked();
+                        Err(Problem::new(Code::Internal, "the rows could not be answered"))
+                    };
+                    match text.unwrap_or_else(panicked) {
+                        Ok(text) => Some((text, Some((job, lines, permit)))),
+                        Err(problem) => Some((job.problem_line(&problem), None)),
+                    }
                 }
-                Err(problem) => {
-                    let mut text = Vec::new();
-                    job.write_problem(&mut text, &problem);
-                    text.push(b'\n');
-                    Some((Ok(Bytes::from(text)), None))
-                }
+                Err(problem) => Some((job.problem_line(&problem), None)),
             }
-        }))
+        });
+        Body::from_stream(answers.map(Ok::<_, Infallible>))
+    }
+
+    /// The last line of an answer that has begun and cannot go on.
+    fn problem_line(&self, problem: &Problem) -> Bytes {
+        let mut text = Vec::new();
+        self.write_problem(&mut text, problem);
+        text.push(b'\n');
+        text.into()
     }
 
     /// The same with what is in service now.

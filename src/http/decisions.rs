@@ -9,11 +9,12 @@ use tokio::sync::OwnedSemaphorePermit;
 use utoipa::IntoParams;
 
 use super::access::Who;
+use super::deadline::{self, Deadline};
 use super::extract::CUSTOMER_ID_MAX;
 use super::problem::{self, Code, Problem};
 use super::wire_problem;
 use super::wire_records::{CustomerRecord, DecisionRecord, DecisionRecords, Erasure};
-use super::{Shared, blocking};
+use super::{Shared, blocking_for};
 use crate::domain::id::DecisionId;
 use crate::domain::violation::{self, Violation};
 use crate::ledger::{Page, Recorded};
@@ -89,7 +90,7 @@ impl Part {
 /// Show a decision as it was recorded
 #[utoipa::path(
     get, path = "/v1/decisions/{id}", tag = "records", operation_id = "decision",
-    params(("id" = String, Path, description = "The decision id", format = "uuid")),
+    params(("id" = String, Path, description = "The decision id", format = "uuid"), deadline::Stated),
     responses(
         (status = 200, description = "The decision", body = DecisionRecord),
         (status = 404, description = "No such decision is on record, or the ledger is off", body = problem::Document, content_type = "application/problem+json"),
@@ -99,12 +100,13 @@ impl Part {
 )]
 pub(super) async fn decision(
     State(shared): State<Shared>,
+    deadline: Deadline,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<DecisionRecord>, Problem> {
     let expected = || vec![Violation::new("/id", violation::Code::WrongType, "a UUID")];
     let id = DecisionId::parse(&id?.0).ok_or_else(|| Problem::invalid(expected()))?;
     let engine = shared.engine.clone();
-    let found = reading(&shared, move || Ok(engine.decision_of_record(id)?)).await?;
+    let found = reading(&shared, deadline, move || Ok(engine.decision_of_record(id)?)).await?;
     found
         .map(|found| Json(DecisionRecord::from(found)))
         .ok_or_else(|| Problem::new(Code::NotFound, "no such decision is on record"))
@@ -114,7 +116,7 @@ pub(super) async fn decision(
 ///
 /// The newest first, a page at a time.
 #[utoipa::path(
-    get, path = "/v1/decisions", tag = "records", operation_id = "decisions", params(Of),
+    get, path = "/v1/decisions", tag = "records", operation_id = "decisions", params(Of, deadline::Stated),
     responses(
         (status = 200, description = "A page of decisions", body = DecisionRecords),
         (status = 404, description = "The ledger is off", body = problem::Document, content_type = "application/problem+json"),
@@ -124,6 +126,7 @@ pub(super) async fn decision(
 )]
 pub(super) async fn decisions(
     State(shared): State<Shared>,
+    deadline: Deadline,
     of: Result<Query<Of>, QueryRejection>,
 ) -> Result<Json<DecisionRecords>, Problem> {
     let Query(Of { customer_id, from, to, before, limit }) = of?;
@@ -132,7 +135,7 @@ pub(super) async fn decisions(
         let expected = format!("1 to {CUSTOMER_ID_MAX} characters");
         return Err(Problem::invalid(vec![Violation::new("/customer_id", violation::Code::OutOfRange, expected)]));
     }
-    let found = page_of(&shared, customer_id, page.clone()).await?;
+    let found = page_of(&shared, deadline, customer_id, page.clone()).await?;
     let next_before = next(&found, &page);
     Ok(Json(DecisionRecords { decisions: found.into_iter().map(DecisionRecord::from).collect(), next_before }))
 }
@@ -142,7 +145,7 @@ pub(super) async fn decisions(
 /// The decisions with their inputs as they were sent, the newest first, a page at a time: the right of access.
 #[utoipa::path(
     get, path = "/v1/customers/{customer_id}", tag = "records", operation_id = "customer",
-    params(("customer_id" = String, Path, description = "Your own id of the customer"), Part),
+    params(("customer_id" = String, Path, description = "Your own id of the customer"), Part, deadline::Stated),
     responses(
         (status = 200, description = "A page of what is on record", body = CustomerRecord),
         (status = 400, description = "The path is not UTF-8", body = problem::Document, content_type = "application/problem+json"),
@@ -153,11 +156,12 @@ pub(super) async fn decisions(
 )]
 pub(super) async fn customer(
     State(shared): State<Shared>,
+    deadline: Deadline,
     customer_id: Result<Path<String>, PathRejection>,
     part: Result<Query<Part>, QueryRejection>,
 ) -> Result<Json<CustomerRecord>, Problem> {
     let (Path(customer_id), page) = (customer_id?, part?.page()?);
-    let found = page_of(&shared, customer_id, page.clone()).await?;
+    let found = page_of(&shared, deadline, customer_id, page.clone()).await?;
     let next_before = next(&found, &page);
     Ok(Json(CustomerRecord { decisions: found.into_iter().map(Into::into).collect(), next_before }))
 }
@@ -168,7 +172,7 @@ pub(super) async fn customer(
 /// the chain still verifies: the right to erasure.
 #[utoipa::path(
     delete, path = "/v1/customers/{customer_id}", tag = "records", operation_id = "erase_customer",
-    params(("customer_id" = String, Path, description = "Your own id of the customer")),
+    params(("customer_id" = String, Path, description = "Your own id of the customer"), deadline::Stated),
     responses(
         (status = 200, description = "Nothing readable is on record any more", body = Erasure),
         (status = 400, description = "The path is not UTF-8", body = problem::Document, content_type = "application/problem+json"),
@@ -179,17 +183,23 @@ pub(super) async fn customer(
 pub(super) async fn erase(
     State(shared): State<Shared>,
     who: Who,
+    deadline: Deadline,
     customer_id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Erasure>, Problem> {
     let Path(customer_id) = customer_id?;
     let engine = shared.engine.clone();
-    let erased = reading(&shared, move || Ok(engine.erase(&customer_id, who.actor())?)).await?;
+    let erased = reading(&shared, deadline, move || Ok(engine.erase(&customer_id, who.actor())?)).await?;
     Ok(Json(Erasure { erased }))
 }
 
-async fn page_of(shared: &Shared, customer_id: String, page: Page) -> Result<Vec<Recorded>, Problem> {
+async fn page_of(
+    shared: &Shared,
+    deadline: Deadline,
+    customer_id: String,
+    page: Page,
+) -> Result<Vec<Recorded>, Problem> {
     let engine = shared.engine.clone();
-    reading(shared, move || Ok(engine.decisions_of(&customer_id, &page)?)).await
+    reading(shared, deadline, move || Ok(engine.decisions_of(&customer_id, &page)?)).await
 }
 
 /// A page that is full may have another one behind it.
@@ -206,10 +216,11 @@ pub(super) fn permit(shared: &Shared) -> Result<OwnedSemaphorePermit, Problem> {
 /// Runs `work`, which waits for a disk, off the threads that answer customers; so many at a time.
 async fn reading<T: Send + 'static>(
     shared: &Shared,
+    deadline: Deadline,
     work: impl FnOnce() -> Result<T, Problem> + Send + 'static,
 ) -> Result<T, Problem> {
     let permit = permit(shared)?;
-    blocking(move || {
+    blocking_for(deadline, move |_| {
         let _permit = permit;
         work()
     })

@@ -8,8 +8,9 @@ use axum::http::{HeaderName, HeaderValue, Response};
 use axum::middleware::Next;
 use axum::response::IntoResponse;
 
+use super::deadline::Deadline;
 use super::problem::{Code, Problem};
-use super::{Shared, access, trace};
+use super::{Shared, access, admission, trace};
 use crate::engine::Stages;
 use crate::telemetry::{Route, Stage};
 
@@ -37,13 +38,21 @@ pub(super) async fn observe(State(shared): State<Shared>, mut request: Request, 
     let route = request.extensions().get::<MatchedPath>().map_or(Route::Other, |path| route_of(path.as_str()));
     // Handlers that write problems of their own find it there.
     request.headers_mut().insert(trace::REQUEST_ID, request_id.clone());
-    let _in_flight = InFlight::enter(&shared);
+    let in_flight = InFlight::enter(&shared);
 
-    let (route, (mut response, left)) = match access::admit(&shared, &mut request) {
+    // Before anything is done for it, its credentials included: under load what is refused must cost next to nothing.
+    let admitted = if matches!(route, Route::Score | Route::Batch) && !admission::admits() {
+        admission::hold_back(Deadline::of(request.headers()).unwrap_or_default()).await;
+        Err(Problem::new(Code::Overloaded, "more requests come than can be answered; try again after a second"))
+    } else {
+        access::admit(&shared, &mut request)
+    };
+    let (route, (mut response, left)) = match admitted {
         Ok(left) => (route, (next.run(request).await, left)),
         // The objectives of a route are of what it answered.
         Err(problem) => (Route::Refused, (problem.into_response(), None)),
     };
+    in_flight.answered();
 
     if let Some(problem) = response.extensions_mut().remove::<Problem>() {
         let id = request_id.to_str().unwrap_or_default();
@@ -90,19 +99,30 @@ pub(super) async fn overloaded(_: axum::BoxError) -> Problem {
     Problem::new(Code::Overloaded, "too many requests are being answered; try again after a second")
 }
 
-/// Counts a request while it is being answered, also when its caller goes away in the middle.
-struct InFlight<'s>(&'s Shared);
+/// Counts a request while it is being answered. One that is dropped before it is has no caller any more.
+struct InFlight<'s> {
+    shared: &'s Shared,
+    is_answered: bool,
+}
 
 impl<'s> InFlight<'s> {
     fn enter(shared: &'s Shared) -> Self {
         shared.engine.metrics().in_flight().increment(1.0);
-        Self(shared)
+        Self { shared, is_answered: false }
+    }
+
+    fn answered(mut self) {
+        self.is_answered = true;
     }
 }
 
 impl Drop for InFlight<'_> {
     fn drop(&mut self) {
-        self.0.engine.metrics().in_flight().decrement(1.0);
+        let metrics = self.shared.engine.metrics();
+        metrics.in_flight().decrement(1.0);
+        if !self.is_answered {
+            metrics.abandoned();
+        }
     }
 }
 

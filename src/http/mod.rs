@@ -3,8 +3,10 @@
 
 mod access;
 mod admin;
+mod admission;
 mod ask_experiments;
 mod batch;
+mod deadline;
 mod decisions;
 mod experiments;
 mod extract;
@@ -13,6 +15,7 @@ mod health;
 mod insight;
 mod json;
 mod layers;
+mod limits;
 mod lines;
 mod models;
 mod openapi;
@@ -47,7 +50,6 @@ use axum::error_handling::HandleErrorLayer;
 use axum::extract::State;
 use axum::http::Method;
 use axum::{Json, Router};
-use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower::ServiceBuilder;
 use tower::limit::GlobalConcurrencyLimitLayer;
@@ -56,6 +58,7 @@ use utoipa::OpenApi;
 use utoipa_axum::routes;
 
 pub use access::Door;
+pub use limits::Limits;
 pub use server::{Listener, Options as ServerOptions, Server, give_way};
 pub use tls::{
     ClientAuth, Error as TlsError, Options as TlsOptions, Tls, authorities, certificates, private_key, provider,
@@ -65,6 +68,7 @@ use crate::access::Access;
 use crate::domain::access::{Needs, Scope};
 use crate::engine::Engine;
 use access::{Doors, Gate};
+use deadline::{Caller, Deadline};
 use problem::{Code, Problem};
 
 /// Long pieces of operators' work at a time.
@@ -73,54 +77,6 @@ pub const LONG_MAX: usize = 2;
 const MEASURE_WAIT_MAX: Duration = Duration::from_secs(10);
 /// How far they give way to those that answer customers.
 const LONG_NICE: i32 = 10;
-
-/// Bounds of what one request may be and how many may be answered at a time.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Limits {
-    /// Requests of `/v1` answered at a time; one more is shed with 503.
-    pub in_flight_max: usize,
-    /// The largest body of one customer, and row of a batch, in bytes.
-    pub body_bytes_max: usize,
-    /// The most levels of a body.
-    pub depth_max: usize,
-    /// How long a body may take to arrive, and the next whole row of a stream, in milliseconds.
-    pub body_timeout_ms: u64,
-    /// Batches answered at a time, each on a thread of its own; one more is shed with 503.
-    pub batches_max: usize,
-    /// Requests for records, or to record outcomes, answered at a time; one more is shed with 503.
-    pub readings_max: usize,
-    /// The most rows of a JSON batch. A stream of NDJSON has no end.
-    pub batch_rows_max: usize,
-    /// The largest body of a JSON batch, in bytes.
-    pub batch_body_bytes_max: usize,
-}
-
-impl Limits {
-    /// Every value that is out of its range, as (key, sentence).
-    pub fn problems(&self) -> Vec<(&'static str, String)> {
-        let mut problems = Vec::new();
-        for (key, value, max) in [
-            ("in_flight_max", self.in_flight_max, 1 << 20),
-            ("body_bytes_max", self.body_bytes_max, 16 << 20),
-            ("depth_max", self.depth_max, 64),
-            ("body_timeout_ms", self.body_timeout_ms as usize, 3_600_000),
-            ("batches_max", self.batches_max, 256),
-            ("readings_max", self.readings_max, 256),
-            ("batch_rows_max", self.batch_rows_max, 1_000_000),
-            ("batch_body_bytes_max", self.batch_body_bytes_max, 1 << 30),
-        ] {
-            if !(1..=max).contains(&value) {
-                problems.push((key, format!("expected 1 to {max}")));
-            }
-        }
-        problems
-    }
-
-    fn body_timeout(&self) -> Duration {
-        Duration::from_millis(self.body_timeout_ms)
-    }
-}
 
 /// What the handlers of both planes share.
 #[derive(Clone)]
@@ -140,6 +96,7 @@ pub struct Inner {
     measures: Arc<Semaphore>,
     draining: AtomicBool,
     contract: utoipa::openapi::OpenApi,
+    written: openapi::Written,
     /// Where credentials are asked for.
     gate: Option<Gate>,
 }
@@ -180,6 +137,7 @@ impl Shared {
             limits,
             draining: AtomicBool::new(false),
             contract: if access.is_some() { contract() } else { access::open(contract()) },
+            written: openapi::Written::default(),
             gate: access.map(|access| Gate::new(access, doors().concat())),
         }))
     }
@@ -334,8 +292,21 @@ async fn admin_openapi(State(shared): State<Shared>) -> Json<utoipa::openapi::Op
 
 /// Runs `work` on the threads for batches and other long work.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Problem> {
-    let failed = |error| Problem::new(Code::Internal, "the request could not be answered").caused_by(error);
-    tokio::task::spawn_blocking(work).await.map_err(failed)
+    blocking_for(Deadline::default(), move |_| work()).await
+}
+
+/// The same for a caller who waits until `deadline`. When its turn comes and nobody waits any more, it is not begun.
+async fn blocking_for<T: Send + 'static>(
+    deadline: Deadline,
+    work: impl FnOnce(&Caller) -> T + Send + 'static,
+) -> Result<T, Problem> {
+    let (caller, _presence) = Caller::new(deadline);
+    match tokio::task::spawn_blocking(move || caller.waits().map(|()| work(&caller))).await {
+        Ok(done) => done,
+        // As if it had come about here: the layer for panics ends the request, and counts.
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        Err(error) => Err(Problem::new(Code::Internal, "the request could not be answered").caused_by(error)),
+    }
 }
 
 /// Runs long work of operators, such as loading a model, on a low-priority thread of its own, so that the short verbs never stand
@@ -370,14 +341,15 @@ async fn apart<T: Send + 'static>(
     let (reply, answer) = tokio::sync::oneshot::channel();
     let thread = std::thread::Builder::new().name("mainstay-long".to_owned()).spawn(move || {
         give_way(LONG_NICE);
-        let done = work();
+        let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
         // Before the answer: who has it may ask for the next.
         drop(permit);
         // Who asked may have gone away meanwhile.
         let _ = reply.send(done);
     });
     thread.map_err(|error| failed().caused_by(error))?;
-    answer.await.map_err(|error| failed().caused_by(error))
+    let done = answer.await.map_err(|error| failed().caused_by(error))?;
+    done.map_err(|panic| std::panic::resume_unwind(panic))
 }
 
 /// What every request passes, from the outside in.

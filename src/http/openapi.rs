@@ -1,8 +1,12 @@
 //! The contract. The committed one, `openapi/mainstay.yaml`, is generated from the handlers and knows no model; the one that a
 //! running server gives also has a path and a schema for every model in service, so that a client can be generated from it.
 
-use axum::Json;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use axum::body::{Body, Bytes};
 use axum::extract::State;
+use axum::http::Response;
+use axum::http::header::{CONTENT_TYPE, HeaderValue};
 use serde_json::{Map, Value, json};
 use utoipa::OpenApi;
 
@@ -53,9 +57,32 @@ pub(super) struct Admin;
 #[openapi()]
 pub(super) struct Nothing;
 
+/// The contract as text, and what was in service when it was written. To write it takes longer than many decisions, and anybody may ask for it.
+#[derive(Default)]
+pub(super) struct Written(Mutex<Option<(Weak<Catalogue>, Bytes)>>);
+
+impl Written {
+    /// The text for `catalogue`, written now if it is of another one. It does not keep models in memory.
+    fn of(&self, catalogue: &Arc<Catalogue>, write: impl FnOnce() -> Vec<u8>) -> Bytes {
+        let mut written = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*written {
+            Some((of, text)) if std::ptr::eq(of.as_ptr(), Arc::as_ptr(catalogue)) => text.clone(),
+            _ => {
+                let text = Bytes::from(write());
+                *written = Some((Arc::downgrade(catalogue), text.clone()));
+                text
+            }
+        }
+    }
+}
+
 /// `GET /openapi.json`: the contract of this server as it stands.
-pub(super) async fn openapi(State(shared): State<Shared>) -> Json<Value> {
-    Json(with_models(&shared.contract, &shared.engine.catalogue()))
+pub(super) async fn openapi(State(shared): State<Shared>) -> Response<Body> {
+    let catalogue = shared.engine.catalogue();
+    let text = shared.written.of(&catalogue, || with_models(&shared.contract, &catalogue).to_string().into_bytes());
+    let mut response = Response::new(Body::from(text));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(super::extract::JSON));
+    response
 }
 
 /// `contract` with a path and a schema for every model in service.

@@ -7,11 +7,12 @@ use axum::http::header::{CONTENT_TYPE, HeaderValue};
 use axum::http::{HeaderMap, Response};
 use serde_json::value::RawValue;
 
+use super::deadline::{self, Caller, Deadline};
 use super::problem::{self, Code, Problem};
 use super::trace::REQUEST_ID;
 use super::wire_problem;
 use super::wire_records::{OutcomeItem, OutcomeReceipt, Outcomes, OutcomesAnswer};
-use super::{Shared, blocking, decisions, extract, json};
+use super::{Shared, blocking_for, decisions, extract, json};
 use crate::domain::outcome::Outcome;
 use crate::ledger::{self, Fate};
 
@@ -24,7 +25,7 @@ const GROUP_ROWS: usize = 128;
 /// own. An outcome that is on record already is answered with its id and `"recorded": false`, so that all can be sent again
 /// when there was no answer. Outcomes may come late and in any order; a decision may have 256.
 #[utoipa::path(
-    post, path = "/v1/outcomes", tag = "records", operation_id = "record_outcomes",
+    post, path = "/v1/outcomes", tag = "records", operation_id = "record_outcomes", params(deadline::Stated),
     request_body(content = Outcomes, content_type = "application/json"),
     responses(
         (status = 200, description = "The outcome is on record; for an array, an answer per row, in order", body = OutcomesAnswer, content_type = "application/json"),
@@ -37,6 +38,7 @@ const GROUP_ROWS: usize = 128;
 pub(super) async fn record(
     State(shared): State<Shared>,
     headers: HeaderMap,
+    deadline: Deadline,
     body: Body,
 ) -> Result<Response<Body>, Problem> {
     shared.engine.needs_ledger()?;
@@ -44,14 +46,15 @@ pub(super) async fn record(
     // Before the body, so that few large ones are in memory at a time.
     let permit = decisions::permit(&shared)?;
     let limits = &shared.limits;
-    let body = extract::whole(&headers, body, limits.batch_body_bytes_max, limits.body_timeout()).await?;
+    let body = extract::whole(&headers, body, limits.batch_body_bytes_max, limits.body_timeout());
+    let body = deadline.within(body).await?;
     // The outermost layer made sure that there is one.
     let request_id = headers.get(REQUEST_ID).and_then(|id| id.to_str().ok()).unwrap_or("-").to_owned();
-    let text = blocking(move || {
+    let text = blocking_for(deadline, move |caller| {
         let _permit = permit;
         let job = Job { shared, request_id };
         let first = body.iter().find(|byte| !b" \t\r\n".contains(byte));
-        if first == Some(&b'[') { job.many(&body) } else { job.one(&body) }
+        if first == Some(&b'[') { job.many(&body, caller) } else { job.one(&body) }
     })
     .await??;
     let mut response = Response::new(Body::from(text));
@@ -74,9 +77,9 @@ impl Job {
         Ok(text)
     }
 
-    /// Each row in its place. When the ledger fails, the whole request does: sent again, what is on record by then is told as
-    /// such.
-    fn many(&self, body: &Bytes) -> Result<Vec<u8>, Problem> {
+    /// Each row in its place. When the ledger fails, or the caller does not wait any more, the whole request does: sent again, what is on
+    /// record by then is told as such.
+    fn many(&self, body: &Bytes, caller: &Caller) -> Result<Vec<u8>, Problem> {
         let rows: Vec<&RawValue> = serde_json::from_slice(body).map_err(|error| json::malformed(&error))?;
         let rows_max = self.shared.limits.batch_rows_max;
         if rows.len() > rows_max {
@@ -85,6 +88,7 @@ impl Job {
         let mut text = Vec::with_capacity(32 + rows.len() * 80);
         text.extend_from_slice(b"{\"results\":[");
         for rows in rows.chunks(GROUP_ROWS) {
+            caller.waits()?;
             let mut outcomes = Vec::with_capacity(rows.len());
             // In the order of the rows: `None` stands for the next outcome.
             let mut problems = Vec::with_capacity(rows.len());

@@ -45,6 +45,7 @@ pub(super) enum Code {
     RefusedForService,
     KeyReused,
     RequestTimeout,
+    DeadlineExceeded,
     Overloaded,
     LedgerUnavailable,
     ModelFailed,
@@ -91,6 +92,7 @@ impl Code {
             }
             Code::KeyReused => (StatusCode::UNPROCESSABLE_ENTITY, "key_reused", "The key was used for another request"),
             Code::RequestTimeout => (StatusCode::REQUEST_TIMEOUT, "request_timeout", "The body did not arrive in time"),
+            Code::DeadlineExceeded => (StatusCode::GATEWAY_TIMEOUT, "deadline_exceeded", "The caller's time is up"),
             Code::Overloaded => (StatusCode::SERVICE_UNAVAILABLE, "overloaded", "The service is at its limit"),
             Code::LedgerUnavailable => {
                 (StatusCode::SERVICE_UNAVAILABLE, "ledger_unavailable", "Nothing can be recorded now")

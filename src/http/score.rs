@@ -9,18 +9,19 @@ use axum::extract::{Path, State};
 use axum::http::header::{CONTENT_TYPE, HeaderValue};
 use axum::http::{HeaderMap, Response};
 
+use super::deadline::{self, Deadline};
 use super::layers::Timing;
 use super::problem::{self, Problem};
 use super::wire::{self, Scratch};
 use super::wire_problem;
-use super::{Shared, blocking, extract, json};
+use super::{Shared, admission, blocking_for, extract, json};
 use crate::domain::decision::{Arm, Decision};
 use crate::engine::{self, Receipt, Serving, Stages, Turn};
 
 /// Score one customer with the default model
 #[utoipa::path(
     post, path = "/v1/score", tag = "score", operation_id = "score",
-    params(extract::Asked),
+    params(extract::Asked, deadline::Stated),
     request_body(content = wire::Customer, content_type = "application/json"),
     responses(
         (status = 200, description = "The decision", body = wire::Decision, content_type = "application/json"),
@@ -32,15 +33,16 @@ pub(super) async fn score(
     state: State<Shared>,
     asked: extract::Query<extract::Asked>,
     headers: HeaderMap,
+    deadline: Deadline,
     body: Body,
 ) -> Result<Response<Body>, Problem> {
-    answer(state, None, asked, headers, body).await
+    answer(state, None, asked, headers, deadline, body).await
 }
 
 /// Score one customer with a model
 #[utoipa::path(
     post, path = "/v1/models/{model}/score", tag = "score", operation_id = "score_with_model",
-    params(("model" = String, Path, description = "The name of a model in service"), extract::Asked),
+    params(("model" = String, Path, description = "The name of a model in service"), extract::Asked, deadline::Stated),
     request_body(content = wire::Customer, content_type = "application/json"),
     responses(
         (status = 200, description = "The decision", body = wire::Decision, content_type = "application/json"),
@@ -54,9 +56,10 @@ pub(super) async fn score_with_model(
     model: Result<Path<String>, PathRejection>,
     asked: extract::Query<extract::Asked>,
     headers: HeaderMap,
+    deadline: Deadline,
     body: Body,
 ) -> Result<Response<Body>, Problem> {
-    answer(state, Some(&model?.0), asked, headers, body).await
+    answer(state, Some(&model?.0), asked, headers, deadline, body).await
 }
 
 async fn answer(
@@ -64,6 +67,7 @@ async fn answer(
     model: Option<&str>,
     asked: extract::Query<extract::Asked>,
     headers: HeaderMap,
+    deadline: Deadline,
     body: Body,
 ) -> Result<Response<Body>, Problem> {
     let serving = shared.engine.serving(model)?;
@@ -71,7 +75,7 @@ async fn answer(
     let addressed = extract::arm(&shared, &headers)?;
     let wanted = extract::wanted(asked)?;
     let limits = &shared.limits;
-    let body = extract::whole(&headers, body, limits.body_bytes_max, limits.body_timeout()).await?;
+    let body = deadline.within(extract::whole(&headers, body, limits.body_bytes_max, limits.body_timeout())).await?;
 
     let begun = Instant::now();
     let value = json::parse(&body, limits.depth_max)?;
@@ -80,11 +84,14 @@ async fn answer(
     let parse = begun.elapsed();
     // In a box, so that the future of every other request is no larger for it. Who drops it, gone or late, gives the turn back.
     let turn = match serving.takes_turns() {
-        true => Some(Box::pin(shared.engine.turn(&serving, &record, addressed)).await?),
+        true => {
+            let turn = async { Ok(shared.engine.turn(&serving, &record, addressed).await?) };
+            Some(Box::pin(deadline.within(turn)).await?)
+        }
         false => None,
     };
     let (decision, stages, receipt) = if shared.engine.takes_long(&serving, &record, addressed, turn.as_ref()) {
-        decide_aside(&shared, &serving, &body, wanted, addressed, turn).await?
+        decide_aside(&shared, &serving, &body, (wanted, addressed), turn, deadline).await?
     } else {
         shared.engine.decide(&serving, &record, &body, addressed, turn)?
     };
@@ -94,6 +101,7 @@ async fn answer(
     let waiting = Instant::now();
     receipt.kept().await.map_err(engine::Error::from)?;
     let ledger = waiting.elapsed();
+    admission::waited(ledger);
 
     let mut text = Vec::with_capacity(512);
     let mut scratch = Scratch::default();
@@ -111,13 +119,13 @@ async fn decide_aside(
     shared: &Shared,
     serving: &Arc<Serving>,
     body: &Bytes,
-    wanted: extract::Wanted,
-    addressed: Option<Arm>,
+    (wanted, addressed): (extract::Wanted, Option<Arm>),
     turn: Option<Turn>,
+    deadline: Deadline,
 ) -> Result<(Decision, Stages, Receipt), Problem> {
     let permit = shared.long_work()?;
     let (shared, serving, body) = (shared.clone(), serving.clone(), body.clone());
-    blocking(move || {
+    blocking_for(deadline, move |_| {
         let _permit = permit;
         let value = json::parse(&body, shared.limits.depth_max)?;
         let record = extract::record(value, wanted, |_| Vec::new()).map_err(Problem::invalid)?;

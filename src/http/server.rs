@@ -19,6 +19,7 @@ use tokio::net::TcpStream as Socket;
 use tokio::sync::{mpsc, watch};
 use tokio_rustls::server::TlsStream;
 
+use super::admission;
 use super::handshakes::Handshakes;
 use super::preface::{Begin, Begun, Version};
 use super::tls::{HTTP2, Tls};
@@ -46,8 +47,12 @@ pub struct Options {
     pub head_timeout_ms: u64,
     /// The largest head of a request, in bytes.
     pub head_bytes_max: usize,
+    /// How long a caller may leave what was sent to it without a sign of life, in milliseconds; then its connection is closed.
+    pub unread_timeout_ms: u32,
     /// HTTP/2 streams of one connection at a time.
     pub streams_max: u32,
+    /// How long requests may wait in a worker, and for their records, in milliseconds, before some are refused; 0 never refuses.
+    pub queue_target_ms: u64,
 }
 
 impl Options {
@@ -62,7 +67,9 @@ impl Options {
             ("head_timeout_ms", self.head_timeout_ms as usize, 1, 3_600_000),
             // Less than 8 KiB is more than hyper can promise.
             ("head_bytes_max", self.head_bytes_max, 8_192, 1 << 20),
+            ("unread_timeout_ms", self.unread_timeout_ms as usize, 1, 3_600_000),
             ("streams_max", self.streams_max as usize, 1, 65_536),
+            ("queue_target_ms", self.queue_target_ms as usize, 0, 60_000),
         ] {
             if !(min..=max).contains(&value) {
                 problems.push((key, format!("expected {min} to {max}")));
@@ -120,7 +127,14 @@ impl Server {
             let load = Arc::new(AtomicUsize::new(0));
             handovers.push(Handover { sender, load });
             let (router, tls) = (router.clone(), tls.clone());
-            let worker = Worker { router, options: options.clone(), tls, stopped: stopped.clone() };
+            let worker = Worker {
+                number,
+                router,
+                options: options.clone(),
+                tls,
+                stopped: stopped.clone(),
+                metrics: metrics.clone(),
+            };
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .max_blocking_threads(batches.max(1))
@@ -130,7 +144,12 @@ impl Server {
             let thread = std::thread::Builder::new().name(format!("mainstay-{name}-{number}"));
             workers.push(thread.spawn(move || runtime.block_on(worker.run(receiver)))?);
         }
-        let acceptor = Acceptor { handovers, connections_max: options.connections_max, metrics: metrics.clone() };
+        let acceptor = Acceptor {
+            handovers,
+            connections_max: options.connections_max,
+            unread_timeout_ms: options.unread_timeout_ms,
+            metrics: metrics.clone(),
+        };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let thread = std::thread::Builder::new().name(format!("mainstay-{name}-accept"));
         let acceptor = thread.spawn(move || runtime.block_on(acceptor.run(listener, stopped)))?;
@@ -199,6 +218,7 @@ struct Handover {
 struct Acceptor {
     handovers: Vec<Handover>,
     connections_max: usize,
+    unread_timeout_ms: u32,
     metrics: Arc<Metrics>,
 }
 
@@ -212,19 +232,26 @@ impl Acceptor {
             };
             match accepted.and_then(|(stream, _)| stream.into_std()) {
                 Ok(stream) => self.hand_over(stream),
-                // Out of descriptors, most probably: those who are being served will give some back.
-                Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
+                // Whoever is being served will give something back. Until then every look would find the same connection in wait.
+                Err(error) if is_exhausted(&error) => {
+                    self.metrics.accept_failed();
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+                // One that was gone before it was taken.
+                Err(_) => {}
             }
         }
     }
 
     fn hand_over(&self, stream: TcpStream) {
-        // A small answer must not wait for the acknowledgement of the one before it.
-        let _ = stream.set_nodelay(true);
         let open: usize = self.handovers.iter().map(|handover| handover.load.load(Ordering::Relaxed)).sum();
         if open >= self.connections_max {
             return;
         }
+        // A small answer must not wait for the acknowledgement of the one before it.
+        let _ = stream.set_nodelay(true);
+        // Who does not read what it asked for, or is not there any more: hyper would keep the answer without end.
+        let _ = rustix::net::sockopt::set_tcp_user_timeout(&stream, self.unread_timeout_ms);
         if let Some(least) = self.handovers.iter().min_by_key(|handover| handover.load.load(Ordering::Relaxed)) {
             let connection = Connection { stream, _counted: Counted::new(&least.load, &self.metrics) };
             // A worker whose queue is full does not get to it in time anyhow: the connection is closed.
@@ -233,11 +260,20 @@ impl Acceptor {
     }
 }
 
+/// Whether there is nothing left to take a connection with: descriptors or memory.
+fn is_exhausted(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let exhausted = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
+    error.raw_os_error().is_some_and(|code| exhausted.iter().any(|errno| errno.raw_os_error() == code))
+}
+
 struct Worker {
+    number: usize,
     router: Router,
     options: Options,
     tls: Option<Arc<Tls>>,
     stopped: watch::Receiver<bool>,
+    metrics: Arc<Metrics>,
 }
 
 impl Worker {
@@ -249,6 +285,10 @@ impl Worker {
             .clone()
             .map(|tls| Handshakes::new(tls, handshake_timeout, self.options.handshakes_max, self.stopped.clone()));
         tokio::spawn(engine::courier());
+        if self.options.queue_target_ms > 0 {
+            let target = Duration::from_millis(self.options.queue_target_ms);
+            tokio::spawn(admission::watch(self.number, target, self.metrics.clone()));
+        }
         let graceful = GracefulShutdown::new();
         loop {
             let connection = tokio::select! {

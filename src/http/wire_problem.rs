@@ -26,6 +26,9 @@ pub(super) enum Refused {
     /// The service is at its limit; the header `retry-after` says when to try again
     #[response(status = 503, content_type = "application/problem+json")]
     Overloaded(Document<'static>),
+    /// `x-request-timeout-ms` went by before the work was begun
+    #[response(status = 504, content_type = "application/problem+json")]
+    TooLate(Document<'static>),
 }
 
 /// What every request that needs the ledger can be answered with, for the contract.
@@ -38,6 +41,9 @@ pub(super) enum Failing {
     /// The service is at its limit, or the ledger is not there; the header `retry-after` says when to try again
     #[response(status = 503, content_type = "application/problem+json")]
     Unavailable(Document<'static>),
+    /// `x-request-timeout-ms` went by before the work was begun
+    #[response(status = 504, content_type = "application/problem+json")]
+    TooLate(Document<'static>),
 }
 
 /// What every move on slots or experiments can be answered with, for the contract.

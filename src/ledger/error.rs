@@ -59,3 +59,15 @@ pub enum Error {
     #[error("the ledger is closed")]
     Closed,
 }
+
+impl Error {
+    /// Whether what is on the disk is damaged, so that neither waiting nor room would help.
+    pub fn is_damage(&self) -> bool {
+        use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
+        match self {
+            Error::Broken(_) => true,
+            Error::Database(cause) => matches!(cause.sqlite_error_code(), Some(DatabaseCorrupt | NotADatabase)),
+            _ => false,
+        }
+    }
+}

@@ -26,6 +26,8 @@ pub(super) type Link = [u8; 32];
 
 type HmacSha256 = Hmac<Sha256>;
 
+/// What is wrong with a damaged key file, and the way back.
+const NO_KEYS: &str = "is not a key file: put a copy of the one in its place that the ledger was written with";
 const NONCE: usize = 12;
 const TAG: usize = 16;
 
@@ -87,12 +89,11 @@ impl Keys {
         }
         let text = fs::read(path).map_err(|error| refused(error.to_string()))?;
         // The message of a parser could quote a secret.
-        let file: File = serde_json::from_slice(&text).map_err(|_| refused("is not a key file".to_owned()))?;
-        let masters =
-            file.keys.iter().map(|stored| Master::new(stored).ok_or_else(|| refused("is not a key file".to_owned())));
+        let file: File = serde_json::from_slice(&text).map_err(|_| refused(NO_KEYS.to_owned()))?;
+        let masters = file.keys.iter().map(|stored| Master::new(stored).ok_or_else(|| refused(NO_KEYS.to_owned())));
         let masters: Vec<Master> = masters.collect::<Result<_, _>>()?;
         if masters.is_empty() || !masters.is_sorted_by(|one, next| one.version < next.version) {
-            return Err(refused("is not a key file".to_owned()));
+            return Err(refused(NO_KEYS.to_owned()));
         }
         Ok(Self { path: path.to_owned(), stored: file.keys, masters })
     }

@@ -115,7 +115,8 @@ pub(super) fn open(path: &Path, promise: Promise) -> Result<Connection, Error> {
     database.pragma_update(None, "synchronous", if promise == Promise::Fsynced { "full" } else { "normal" })?;
     // The place of a key that was destroyed is overwritten, not just given free.
     database.pragma_update(None, "secure_delete", "on")?;
-    database.pragma_update(None, "cache_size", -16_384)?;
+    // In KiB: a segment of the index, which is written all over, fits. It counts as resident memory.
+    database.pragma_update(None, "cache_size", -4_096)?;
     // A thread of its own does that, so that no commit waits for it.
     database.pragma_update(None, "wal_autocheckpoint", 0)?;
     database.busy_timeout(BUSY)?;

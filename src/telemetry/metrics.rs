@@ -180,7 +180,7 @@ impl Metrics {
             describe_histogram!(REQUEST_DURATION, Unit::Seconds, "Time from a request's head to its answer's head");
             describe_counter!(REQUESTS, "Requests answered, by route and status");
             describe_gauge!(IN_FLIGHT, "Requests that are being answered");
-            describe_gauge!(CONNECTIONS, "Open connections of the data plane");
+            describe_gauge!(CONNECTIONS, "Open connections of both planes");
             describe_counter!(PROBLEMS, "Problems answered, by code; each bad row of a batch counts");
             describe_counter!(REFUSED, "Requests that were not admitted, by reason");
             describe_counter!(PANICS, "Requests that ended in a panic");
@@ -205,6 +205,7 @@ impl Metrics {
             describe_gauge!(BUDGET_ELAPSED, "Share of this period that has gone by, 0 to 1");
             describe_gauge!(LEDGER_WAITING, "Records that wait to be written");
             super::tls::describe();
+            super::limit::describe();
             super::measures::describe();
             super::retraining::describe();
             describe_gauge!(BUILD_INFO, "1, with the version of this server");

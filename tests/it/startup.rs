@@ -199,3 +199,64 @@ async fn the_process_starts_answers_and_stops_and_logs_nothing_personal() {
     assert!(!logged.contains(secret) && !metrics.contains(secret));
     std::io::stdout().flush().expect("flushed");
 }
+
+/// A damaged file is told by its name, with what to do, and never served; undamaged again, it is as before.
+#[test]
+fn what_is_damaged_is_told_with_the_way_back() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let ports = &PORTS[..4];
+    let ledger = directory.path().join("ledger");
+    let dir = format!("ledger.dir={}", ledger.display());
+    let serve = |more: &[&str]| failed(&[["serve"].as_slice(), ports, &["--set", &dir], more].concat());
+    // A ledger with something in it.
+    drop(crate::service::Service::start_in(&ledger, &[]));
+    let (database, keys) = (ledger.join("ledger.db"), ledger.join("ledger.keys"));
+    let whole = (std::fs::read(&database).expect("a database"), std::fs::read(&keys).expect("keys"));
+    let with = |database_bytes: &[u8], key_bytes: &[u8]| {
+        std::fs::write(&database, database_bytes).expect("written");
+        std::fs::write(&keys, key_bytes).expect("written");
+        serve(&[])
+    };
+    let restore = "is damaged: `mainstay ledger restore FILE` puts a backup in its place";
+    for damaged in [&whole.0[..9_000], &[b'x'; 9_000], &whole.0[..whole.0.len() / 2]] {
+        let (code, text) = with(damaged, &whole.1);
+        assert!(code == 69 && text.contains(restore) && text.contains("ledger"), "{code} {text}");
+    }
+    let (code, text) = with(&whole.0, &whole.1[..20]);
+    assert!(code == 69 && text.contains("is not a key file: put a copy of the one in its place"), "{code} {text}");
+    std::fs::write(&keys, &whole.1).expect("written");
+    let aside = directory.path().join("aside");
+    std::fs::rename(&keys, &aside).expect("moved");
+    let (code, text) = serve(&[]);
+    assert!(code == 69 && text.contains("is missing, but the ledger was written with it: put it back"), "{text}");
+    std::fs::rename(&aside, &keys).expect("moved");
+    drop(crate::service::Service::start_in(&ledger, &[]));
+
+    // A bundle of which one byte is another one.
+    let bundle = directory.path().join("telco-churn/1.0.0");
+    std::fs::create_dir_all(&bundle).expect("made");
+    for entry in std::fs::read_dir("models/telco-churn/1.0.0").expect("a bundle") {
+        let path = entry.expect("an entry").path();
+        let mut bytes = std::fs::read(&path).expect("read");
+        if path.ends_with("model.onnx") {
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 1;
+        }
+        std::fs::write(bundle.join(path.file_name().expect("a name")), bytes).expect("written");
+    }
+    let models = format!("models.dir={}", directory.path().display());
+    let only = "models.serve=[{ name = \"telco-churn\", version = \"1.0.0\" }]";
+    let (code, text) = serve(&["--set", &models, "--set", only]);
+    assert!(code == 65 && text.contains("model.onnx: its sha256 is"), "{code} {text}");
+
+    let cut = directory.path().join("policy.toml");
+    let policy = std::fs::read_to_string("models/policy/default.toml").expect("a policy");
+    std::fs::write(&cut, &policy[..policy.len() / 2]).expect("written");
+    let (code, text) = serve(&["--set", &format!("models.policy={}", cut.display())]);
+    assert!(code == 65 && text.contains("policy.toml"), "{code} {text}");
+
+    let config = directory.path().join("mainstay.toml");
+    std::fs::write(&config, "[http\nlisten = 1").expect("written");
+    let (code, text) = serve(&["--config", config.to_str().expect("text")]);
+    assert!(code == 64 && text.contains("mainstay.toml") && text.contains("line 1"), "{code} {text}");
+}

@@ -1,0 +1,54 @@
+//! The settings `limits.*`: what one request may be, and how many may be answered at a time. Whoever is bound by one enforces it.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// Bounds of what one request may be and how many may be answered at a time.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Limits {
+    /// Requests of `/v1` answered at a time; one more is shed with 503.
+    pub in_flight_max: usize,
+    /// The largest body of one customer, and row of a batch, in bytes.
+    pub body_bytes_max: usize,
+    /// The most levels of a body.
+    pub depth_max: usize,
+    /// How long a body may take to arrive, and the next whole row of a stream, in milliseconds.
+    pub body_timeout_ms: u64,
+    /// Batches answered at a time, each on a thread of its own; one more is shed with 503.
+    pub batches_max: usize,
+    /// Requests for records, or to record outcomes, answered at a time; one more is shed with 503.
+    pub readings_max: usize,
+    /// The most rows of a JSON batch. A stream of NDJSON has no end.
+    pub batch_rows_max: usize,
+    /// The largest body of a JSON batch, in bytes.
+    pub batch_body_bytes_max: usize,
+}
+
+impl Limits {
+    /// Every value that is out of its range, as (key, sentence).
+    pub fn problems(&self) -> Vec<(&'static str, String)> {
+        let mut problems = Vec::new();
+        for (key, value, max) in [
+            ("in_flight_max", self.in_flight_max, 1 << 20),
+            ("body_bytes_max", self.body_bytes_max, 16 << 20),
+            ("depth_max", self.depth_max, 64),
+            ("body_timeout_ms", self.body_timeout_ms as usize, 3_600_000),
+            ("batches_max", self.batches_max, 256),
+            ("readings_max", self.readings_max, 256),
+            ("batch_rows_max", self.batch_rows_max, 1_000_000),
+            ("batch_body_bytes_max", self.batch_body_bytes_max, 1 << 30),
+        ] {
+            if !(1..=max).contains(&value) {
+                problems.push((key, format!("expected 1 to {max}")));
+            }
+        }
+        problems
+    }
+
+    /// How long a body may take to arrive, and the next whole row of a stream.
+    pub(super) fn body_timeout(&self) -> Duration {
+        Duration::from_millis(self.body_timeout_ms)
+    }
+}
