@@ -3,6 +3,7 @@
 
 mod access;
 mod allocation;
+mod arrow;
 mod batch;
 mod bundle;
 mod contract;
