@@ -1,6 +1,7 @@
-//! `POST /v1/score/batch`: many customers, as a JSON array or as NDJSON. The work is done on low-priority threads of its own,
-//! so that a batch never stands in the way of a single customer.
+//! `POST /v1/score/batch`: many customers, as a JSON array, as NDJSON, or in columns (`arrow`). The work is done on low-priority threads
+//! of its own, so that a batch never stands in the way of a single customer.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -18,30 +19,37 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::deadline::{self, Caller, Deadline};
 use super::layers::Timing;
-use super::lines::{Lines, STREAM_ROWS, row_too_large};
+use super::lines::{Lines, row_too_large};
 use super::problem::{self, Code, Problem};
+use super::rows::{AHEAD, Decided, ROWS, Read};
 use super::trace::REQUEST_ID;
 use super::wire::{self, Scratch};
 use super::wire_batch::{self, Item};
 use super::wire_problem;
-use super::{Shared, blocking, blocking_for, extract, json};
+use super::{Shared, arrow, blocking, blocking_for, extract, json};
 use crate::domain::decision::{Arm, Decision};
 use crate::domain::money::Money;
 use crate::domain::record::Record;
 use crate::domain::violation::{self, Violation};
-use crate::engine::{self, Draw, Serving};
+use crate::engine::{Draw, Serving};
 
 /// Score many customers with the default model
 ///
 /// Each row is answered in its place: a decision, or its own problem. `application/json` is an array that is answered as a
 /// whole; `application/x-ndjson` is one customer a line, answered line by line while the request still comes in. At most 100 rows of a
 /// batch or stream may ask for counterfactuals; each other that does is answered with a problem at `/counterfactuals`.
+///
+/// `application/vnd.apache.arrow.stream` is an Arrow IPC stream, answered by another: columns `customer_id`, one for each feature by
+/// its name, `context.NAME` and `context.audit.NAME`. Answers have `decision_id`, `decided_at`, `score`, `tier`, `action`, `cost`,
+/// `currency`, `expected_effectiveness`, `expected_value`, `value_at_stake`, `holdout`, `arm`, `model_version`, `policy_version`, and
+/// `problem`: the document of the row's own problem, as JSON, where it has one; then all others are null. Reasons and counterfactuals
+/// cannot be asked for.
 #[utoipa::path(
     post, path = "/v1/score/batch", tag = "score", operation_id = "score_batch",
     params(extract::AskedOfMany, deadline::Stated),
-    request_body(content((Vec<wire::Customer> = "application/json"), (String = "application/x-ndjson"))),
+    request_body(content((Vec<wire::Customer> = "application/json"), (String = "application/x-ndjson"), (wire_batch::Columns = "application/vnd.apache.arrow.stream"))),
     responses(
-        (status = 200, description = "An answer per row, in order", content((wire_batch::Batch = "application/json"), (String = "application/x-ndjson"))),
+        (status = 200, description = "An answer per row, in order", content((wire_batch::Batch = "application/json"), (String = "application/x-ndjson"), (wire_batch::Columns = "application/vnd.apache.arrow.stream"))),
         (status = 422, description = "The body is not an array", body = problem::Document, content_type = "application/problem+json"),
         wire_problem::Refused,
     )
@@ -62,9 +70,9 @@ pub(super) async fn score_batch(
 #[utoipa::path(
     post, path = "/v1/models/{model}/score/batch", tag = "score", operation_id = "score_batch_with_model",
     params(("model" = String, Path, description = "The name of a model in service"), extract::AskedOfMany, deadline::Stated),
-    request_body(content((Vec<wire::Customer> = "application/json"), (String = "application/x-ndjson"))),
+    request_body(content((Vec<wire::Customer> = "application/json"), (String = "application/x-ndjson"), (wire_batch::Columns = "application/vnd.apache.arrow.stream"))),
     responses(
-        (status = 200, description = "An answer per row, in order", content((wire_batch::Batch = "application/json"), (String = "application/x-ndjson"))),
+        (status = 200, description = "An answer per row, in order", content((wire_batch::Batch = "application/json"), (String = "application/x-ndjson"), (wire_batch::Columns = "application/vnd.apache.arrow.stream"))),
         (status = 404, description = "No such model is in service", body = problem::Document, content_type = "application/problem+json"),
         (status = 422, description = "The body is not an array", body = problem::Document, content_type = "application/problem+json"),
         wire_problem::Refused,
@@ -90,11 +98,14 @@ async fn answer(
     body: Body,
 ) -> Result<Response<Body>, Problem> {
     let serving = shared.engine.serving(model)?;
-    let media_type = extract::media_type(&headers, &[extract::JSON, extract::NDJSON])?;
+    let media_type = extract::media_type(&headers, &[extract::JSON, extract::NDJSON, extract::ARROW])?;
     let addressed = extract::arm(&shared, &headers)?;
     let (wanted, budget) = extract::wanted_of_many(asked)?;
     if budget.is_some() {
         may_have_budget(&serving, media_type)?;
+    }
+    if media_type == extract::ARROW {
+        extract::may_be_in_columns(wanted)?;
     }
     let permit = shared.long_work()?;
     // The outermost layer made sure that there is one.
@@ -102,6 +113,8 @@ async fn answer(
     let job = Job { request_id, shared, serving, addressed, wanted, asking: Arc::default() };
     let mut response = if media_type == extract::NDJSON {
         Response::new(job.stream(body, permit, deadline))
+    } else if media_type == extract::ARROW {
+        Response::new(arrow::stream(job, &headers, body, permit, deadline).await?)
     } else {
         let limits = &job.shared.limits;
         let body = extract::whole(&headers, body, limits.batch_body_bytes_max, limits.body_timeout());
@@ -125,11 +138,11 @@ const COUNTERFACTUAL_ROWS_MAX: usize = 100;
 
 /// One batch request: a single snapshot of what serves it, for an array whole, for a stream a chunk at a time.
 #[derive(Clone)]
-struct Job {
+pub(super) struct Job {
     request_id: HeaderValue,
-    shared: Shared,
-    serving: Arc<Serving>,
-    addressed: Option<Arm>,
+    pub(super) shared: Shared,
+    pub(super) serving: Arc<Serving>,
+    pub(super) addressed: Option<Arm>,
     /// What the address asks for.
     wanted: extract::Wanted,
     /// Rows that asked for counterfactuals so far.
@@ -167,28 +180,39 @@ impl Job {
             return Ok((text, timing));
         }
         let draw = self.shared.engine.draw(&self.serving, rows.len());
-        for (position, chunk) in rows.chunks(STREAM_ROWS).enumerate() {
-            if position > 0 {
-                text.push(b',');
-            }
+        let mut ahead = VecDeque::with_capacity(AHEAD + 1);
+        for chunk in rows.chunks(ROWS) {
             caller.is_there()?;
-            match caller.waits() {
-                Ok(()) => self.decide(&chunk.iter().map(bytes).collect::<Vec<_>>(), draw, b",", &mut text, &mut timing),
+            ahead.push_back(match caller.waits() {
+                Ok(()) => self.decide(chunk.iter().map(bytes), draw, &mut timing),
                 // What was decided so far is on record, and answered.
-                Err(late) => self.write_items(vec![Some(late); chunk.len()], Vec::new(), b",", &mut text),
+                Err(late) => Decided::refused(&late, chunk.len()),
+            });
+            if ahead.len() > AHEAD {
+                self.write_kept(ahead.pop_front(), b",", &mut text, &mut timing);
             }
         }
+        while !ahead.is_empty() {
+            self.write_kept(ahead.pop_front(), b",", &mut text, &mut timing);
+        }
+        end_last(&mut text, b",");
         text.extend_from_slice(b"]}");
         Ok((text, timing))
     }
 
-    /// Decides on `rows` and writes an item for each, with `separator` between them, once they are recorded.
-    fn decide(&self, rows: &[Bytes], draw: Draw, separator: &[u8], text: &mut Vec<u8>, timing: &mut Timing) {
-        let read = self.read(rows, timing);
-        let decided = self.shared.engine.decide_batch(&self.serving, &read.records, &read.inputs, self.addressed, draw);
-        let mut decisions = Vec::with_capacity(read.records.len());
-        keep(read.records.len(), decided, &mut decisions, timing);
-        self.write_items(read.problems, decisions, separator, text);
+    /// Decides on `rows`; what became of them can be written once it is recorded.
+    fn decide(&self, rows: impl Iterator<Item = Bytes>, draw: Draw, timing: &mut Timing) -> Decided {
+        let rows: Vec<Bytes> = rows.collect();
+        self.read(&rows, timing).decide(&self.shared.engine, &self.serving, self.addressed, draw)
+    }
+
+    /// Waits until `decided` is recorded, and writes an item for each row, with `end` behind it.
+    fn write_kept(&self, decided: Option<Decided>, end: &[u8], text: &mut Vec<u8>, timing: &mut Timing) {
+        let mut scratch = Scratch::default();
+        for row in decided.into_iter().flat_map(|decided| decided.kept(timing)) {
+            self.write_row(row, &mut scratch, text);
+            text.extend_from_slice(end);
+        }
     }
 
     /// The same for rows that share a budget.
@@ -202,52 +226,33 @@ impl Job {
         let read = self.read(rows, timing);
         let engine = &self.shared.engine;
         let allotted = engine.decide_within(&self.serving, &read.records, &read.inputs, self.addressed, budget);
-        let mut decisions = Vec::with_capacity(read.records.len());
-        for (count, part) in allotted.parts {
-            keep(count, part, &mut decisions, timing);
-        }
-        let chosen = decisions.iter().flatten().map(|decision| &decision.choice).filter(|choice| choice.allocated);
+        let answers: Vec<Result<Decision, Problem>> = read.decided(allotted.parts).kept(timing).collect();
+        let chosen = answers.iter().flatten().map(|decision| &decision.choice).filter(|choice| choice.allocated);
         let allocation = wire_batch::Allocation::new(&self.serving.policy, budget, allotted.value_max, chosen);
-        self.write_items(read.problems, decisions, b",", text);
+        let mut scratch = Scratch::default();
+        for answer in answers {
+            self.write_row(answer, &mut scratch, text);
+            text.push(b',');
+        }
+        end_last(text, b",");
         allocation
     }
 
     fn read<'b>(&self, rows: &'b [Bytes], timing: &mut Timing) -> Read<'b> {
         let begun = Instant::now();
-        let mut read = Read { records: Vec::new(), inputs: Vec::new(), problems: Vec::with_capacity(rows.len()) };
+        let mut read = Read::default();
         for row in rows {
-            read.problems.push(match self.record(row) {
-                Ok(record) => {
-                    read.records.push(record);
-                    read.inputs.push(row.clone());
-                    None
-                }
-                Err(problem) => Some(problem),
-            });
+            read.push(self.record(row).map(|record| (record, row.clone())));
         }
         timing.parse += begun.elapsed();
         read
     }
 
-    /// Writes an item for each row: its own problem, or what became of the next record.
-    fn write_items(
-        &self,
-        problems: Vec<Option<Problem>>,
-        decisions: Vec<Result<Decision, Problem>>,
-        separator: &[u8],
-        text: &mut Vec<u8>,
-    ) {
-        let mut decisions = decisions.into_iter();
-        let mut scratch = Scratch::default();
-        for (position, problem) in problems.into_iter().enumerate() {
-            if position > 0 {
-                text.extend_from_slice(separator);
-            }
-            let unanswered = || Err(Problem::new(Code::Internal, "the row was not answered"));
-            match problem.map_or_else(|| decisions.next().unwrap_or_else(unanswered), Err) {
-                Ok(decision) => write(text, &Item::Decision(wire::Decision::new(&decision, &mut scratch))),
-                Err(problem) => self.write_problem(text, &problem),
-            }
+    /// Writes what became of a row.
+    fn write_row(&self, row: Result<Decision, Problem>, scratch: &mut Scratch, text: &mut Vec<u8>) {
+        match row {
+            Ok(decision) => write(text, &Item::Decision(wire::Decision::new(&decision, scratch))),
+            Err(problem) => self.write_problem(text, &problem),
         }
     }
 
@@ -269,7 +274,8 @@ impl Job {
         Ok(record)
     }
 
-    fn write_problem(&self, text: &mut Vec<u8>, problem: &Problem) {
+    /// Writes the document of `problem`, and counts it.
+    pub(super) fn write_problem(&self, text: &mut Vec<u8>, problem: &Problem) {
         let request_id = self.request_id.to_str().unwrap_or_default();
         problem.note(request_id, self.shared.engine.metrics());
         write(text, &Item::Problem(problem.document(request_id)));
@@ -311,7 +317,7 @@ impl Job {
     }
 
     /// The same with what is in service now.
-    fn of_now(&self) -> Self {
+    pub(super) fn of_now(&self) -> Self {
         let serving = self.shared.engine.serving(Some(&self.serving.model.id().name));
         Self { serving: serving.unwrap_or_else(|_| self.serving.clone()), ..self.clone() }
     }
@@ -322,41 +328,9 @@ impl Job {
         let lines = chunk.split(|byte| *byte == b'\n').filter(|line| !line.iter().all(|byte| b" \t\r".contains(byte)));
         let lines: Vec<Bytes> = lines.map(|line| chunk.slice_ref(line)).collect();
         let draw = self.shared.engine.draw(&self.serving, lines.len());
-        self.decide(&lines, draw, b"\n", &mut text, &mut timing);
-        if !text.is_empty() {
-            text.push(b'\n');
-        }
+        let decided = self.decide(lines.into_iter(), draw, &mut timing);
+        self.write_kept(Some(decided), b"\n", &mut text, &mut timing);
         text.into()
-    }
-}
-
-/// Rows that were read.
-struct Read<'b> {
-    records: Vec<Record<'b>>,
-    inputs: Vec<Bytes>,
-    /// For each row, in order: `None` is among the records.
-    problems: Vec<Option<Problem>>,
-}
-
-/// Waits until the decisions on `count` records are kept. What could not be recorded is not answered: all of them have that problem then.
-fn keep(
-    count: usize,
-    decided: Result<engine::Batch, engine::Error>,
-    decisions: &mut Vec<Result<Decision, Problem>>,
-    timing: &mut Timing,
-) {
-    let kept = decided.and_then(|batch| {
-        let waiting = Instant::now();
-        batch.receipt.kept_blocking()?;
-        timing.ledger += waiting.elapsed();
-        timing.stages.encode += batch.stages.encode;
-        timing.stages.infer += batch.stages.infer;
-        timing.stages.policy += batch.stages.policy;
-        Ok(batch.decisions)
-    });
-    match kept.map_err(Problem::from) {
-        Ok(batch) => decisions.extend(batch.into_iter().map(|decision| decision.map_err(Problem::from))),
-        Err(problem) => decisions.extend((0..count).map(|_| Err(problem.clone()))),
     }
 }
 
@@ -377,6 +351,13 @@ fn may_have_budget(serving: &Serving, media_type: &str) -> Result<(), Problem> {
         return Err(Problem::invalid(vec![Violation::new("/budget", violation::Code::UnknownName, treated)]));
     }
     Ok(())
+}
+
+/// Takes away what stands behind the last item.
+fn end_last(text: &mut Vec<u8>, end: &[u8]) {
+    if text.ends_with(end) {
+        text.truncate(text.len() - end.len());
+    }
 }
 
 /// Items are plain data: writing them into memory cannot fail.

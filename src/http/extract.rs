@@ -2,6 +2,7 @@
 //! counterfactuals?}`.
 //! Whether the features are legal is the model's business.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::time::Duration;
 
@@ -27,6 +28,8 @@ use crate::domain::violation::{self, LISTED_MAX, Violation, pointer};
 pub(super) const JSON: &str = "application/json";
 /// The media type of one JSON document a line.
 pub(super) const NDJSON: &str = "application/x-ndjson";
+/// The media type of a stream of columns, by the registry of IANA.
+pub(super) const ARROW: &str = "application/vnd.apache.arrow.stream";
 
 /// The longest customer id, in characters.
 pub(super) const CUSTOMER_ID_MAX: usize = 128;
@@ -111,29 +114,13 @@ pub(super) fn record<'a>(
         _ => return Err(vec![Violation::new("", violation::Code::WrongType, "an object")]),
     }
     let readable = matches!(features, Some(Value::Map(_)));
-    let customer_id = match customer_id {
-        Some(Value::Text(text)) if (1..=CUSTOMER_ID_MAX).contains(&text.chars().count()) => text,
-        other => {
-            let code = match other {
-                None | Some(Value::Null) => violation::Code::Missing,
-                Some(Value::Text(_)) => violation::Code::OutOfRange,
-                Some(_) => violation::Code::WrongType,
-            };
-            let expected = format!("a string of 1 to {CUSTOMER_ID_MAX} characters");
-            violations.push(Violation::new("/customer_id", code, expected));
-            "".into()
-        }
-    };
+    let customer_id = self::customer_id(customer_id).unwrap_or_else(|violation| {
+        violations.push(violation);
+        "".into()
+    });
     let features = entries(features, "/features", true, &mut violations);
     let context = entries(context, "/context", false, &mut violations);
-    if context.len() > CONTEXT_MAX {
-        let expected = format!("at most {CONTEXT_MAX} entries");
-        violations.push(Violation::new("/context", violation::Code::TooMany, expected));
-    } else {
-        repeated(&context, "/context", &mut violations);
-        violations.extend(audit_violations(&context));
-        violations.extend(features_at(&context).err());
-    }
+    context_violations(&context, &mut violations);
     let explain = match explain {
         None | Some(Value::Null | Value::Bool(false)) => false,
         Some(Value::Bool(true)) => true,
@@ -168,6 +155,31 @@ pub(super) fn record<'a>(
         violations.truncate(LISTED_MAX);
     }
     Err(violations)
+}
+
+/// The id of a customer.
+///
+/// Errors: what is wrong with it.
+pub(super) fn customer_id(value: Option<Value<'_>>) -> Result<Cow<'_, str>, Violation> {
+    let code = match value {
+        Some(Value::Text(text)) if (1..=CUSTOMER_ID_MAX).contains(&text.chars().count()) => return Ok(text),
+        None | Some(Value::Null) => violation::Code::Missing,
+        Some(Value::Text(_)) => violation::Code::OutOfRange,
+        Some(_) => violation::Code::WrongType,
+    };
+    Err(Violation::new("/customer_id", code, format!("a string of 1 to {CUSTOMER_ID_MAX} characters")))
+}
+
+/// Tells of what no context may be; what of it a policy reads, the policy judges.
+pub(super) fn context_violations(context: &Entries, violations: &mut Vec<Violation>) {
+    if context.len() > CONTEXT_MAX {
+        let expected = format!("at most {CONTEXT_MAX} entries");
+        violations.push(Violation::new("/context", violation::Code::TooMany, expected));
+        return;
+    }
+    repeated(context, "/context", violations);
+    violations.extend(audit_violations(context));
+    violations.extend(features_at(context).err());
 }
 
 fn entries<'a>(value: Option<Value<'a>>, place: &str, required: bool, violations: &mut Vec<Violation>) -> Entries<'a> {
@@ -234,6 +246,15 @@ pub(super) type Query<Q> = Result<axum::extract::Query<Q>, QueryRejection>;
 pub(super) struct Wanted {
     top: Option<usize>,
     counterfactuals: Option<usize>,
+}
+
+/// Answers in columns have no place for what can be asked for beside a decision.
+pub(super) fn may_be_in_columns(Wanted { top, counterfactuals }: Wanted) -> Result<(), Problem> {
+    let asked = [("/top", top), ("/counterfactuals", counterfactuals)].into_iter().filter(|(_, asked)| asked.is_some());
+    let expected = "no such parameter for Arrow, whose answers have no column for it: send JSON or NDJSON";
+    let violations: Vec<Violation> =
+        asked.map(|(name, _)| Violation::new(name, violation::Code::UnknownName, expected)).collect();
+    if violations.is_empty() { Ok(()) } else { Err(Problem::invalid(violations)) }
 }
 
 /// What the address asks for.

@@ -1,5 +1,5 @@
 //! Strict JSON (RFC 8259) into plain values: the order and the repetition of keys are kept for the reader to judge, depth is
-//! bounded, and strings are borrowed from the body. What the values mean is not known here.
+//! bounded, and strings are borrowed from the body. And back, for records that came in another form. What the values mean is not known here.
 
 use std::borrow::Cow;
 use std::cell::Cell;
@@ -7,7 +7,7 @@ use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 
-use crate::domain::record::Value;
+use crate::domain::record::{Entries, Record, Value};
 
 /// Why a text is no value.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +32,96 @@ pub(super) fn parse(text: &[u8], depth_max: usize) -> Result<Value<'_>, Error> {
 /// The error's reason and place. Only syntax errors can come here, and their text quotes nothing of the input.
 pub(super) fn malformed(error: &serde_json::Error) -> Error {
     Error::Malformed(error.to_string())
+}
+
+/// Writes `record` as the body of a request that says the same.
+pub(super) fn write(record: &Record, text: &mut Vec<u8>) {
+    text.extend_from_slice(b"{\"customer_id\":");
+    write_text(&record.customer_id, text);
+    text.extend_from_slice(b",\"features\":");
+    write_entries(&record.features, text);
+    if !record.context.is_empty() {
+        text.extend_from_slice(b",\"context\":");
+        write_entries(&record.context, text);
+    }
+    text.push(b'}');
+}
+
+fn write_entries(entries: &Entries, text: &mut Vec<u8>) {
+    text.push(b'{');
+    for (position, (name, value)) in entries.iter().enumerate() {
+        if position > 0 {
+            text.push(b',');
+        }
+        write_text(name, text);
+        text.push(b':');
+        write_value(value, text);
+    }
+    text.push(b'}');
+}
+
+fn write_value(value: &Value, text: &mut Vec<u8>) {
+    match value {
+        Value::Null => text.extend_from_slice(b"null"),
+        Value::Bool(flag) => text.extend_from_slice(if *flag { b"true" } else { b"false" }),
+        Value::Number(number) => write_number(*number, text),
+        Value::Text(words) => write_text(words, text),
+        Value::List(values) => {
+            text.push(b'[');
+            for (position, value) in values.iter().enumerate() {
+                if position > 0 {
+                    text.push(b',');
+                }
+                write_value(value, text);
+            }
+            text.push(b']');
+        }
+        Value::Map(entries) => write_entries(entries, text),
+    }
+}
+
+/// Plain data: writing it into memory cannot fail.
+fn write_text(words: &str, text: &mut Vec<u8>) {
+    let _ = serde_json::to_writer(text, words);
+}
+
+fn write_number(number: f64, text: &mut Vec<u8>) {
+    let _ = match is_small_whole(number) {
+        true => serde_json::to_writer(text, &(number as i64)),
+        false => serde_json::to_writer(text, &number),
+    };
+}
+
+fn is_small_whole(number: f64) -> bool {
+    number.fract() == 0.0 && number.abs() < EXACT && !(number == 0.0 && number.is_sign_negative())
+}
+
+/// Whole numbers below this are exact.
+const EXACT: f64 = (1_u64 << 53) as f64;
+
+/// How often a number is read again until it stays the same.
+const REREADS_MAX: usize = 4;
+
+/// The number that is read where `number` is written: the reader is a last digit off in one of many with more than fifteen digits. What
+/// is to be decided on as it is recorded has to be this one. Numbers from 1e22 on, which no feature has, may keep being read as another.
+pub(super) fn as_written(number: f64) -> f64 {
+    let micros = number * 1e6;
+    // With so few digits both ways are exact.
+    if is_small_whole(number) || (micros.abs() < EXACT && micros.round() / 1e6 == number) || !number.is_finite() {
+        return number;
+    }
+    let mut number = number;
+    for _ in 0..REREADS_MAX {
+        let mut text = Vec::with_capacity(32);
+        write_number(number, &mut text);
+        let read = serde_json::from_slice(&text).unwrap_or(number);
+        if read == number {
+            return number;
+        }
+        number = read;
+    }
+    // So many digits are read exactly.
+    format!("{number:.14e}").parse().unwrap_or(number)
 }
 
 #[derive(Clone, Copy)]
@@ -190,7 +280,49 @@ mod tests {
         assert!(message.contains("line 1 column"), "{message}");
     }
 
+    /// What is written of `record` as a request, read again.
+    fn read_again(record: &Record) -> Value<'static> {
+        let mut text = Vec::new();
+        write(record, &mut text);
+        let text: &'static [u8] = text.leak();
+        parse(text, 8).expect("JSON")
+    }
+
     proptest! {
+        /// A number is decided on as it will be read from the record, and that is the number or its neighbour.
+        #[test]
+        fn a_number_is_read_as_it_was_decided_on(number in prop_oneof![-1e15..1e15, -1e3..1e3, -1.0..1.0]) {
+            let written = as_written(number);
+            prop_assert_eq!(as_written(written).to_bits(), written.to_bits());
+            prop_assert!((written - number).abs() <= number.abs() * 1e-14);
+            for number in [written, as_written((number * 100.0).trunc() / 100.0), as_written(f64::from(number as f32)), number.trunc()] {
+                let number = as_written(number);
+                let mut text = Vec::new();
+                write_number(number, &mut text);
+                let Ok(Value::Number(again)) = parse(&text, 1) else { panic!("a number") };
+                prop_assert_eq!(again.to_bits(), number.to_bits());
+            }
+        }
+
+        /// A record is read as what was written, whatever its texts are.
+        #[test]
+        fn a_record_is_read_as_it_was_written(id in ".{0,20}", name in ".{0,20}", text in ".{0,20}", number in -1e9..1e9, flag: bool) {
+            let number = as_written(number);
+            let values = || vec![
+                (Cow::from(name.clone()), Value::Text(text.clone().into())),
+                ("n".into(), Value::Number(number)),
+                ("z".into(), Value::Null),
+                ("list".into(), Value::List(vec![Value::Bool(flag), Value::Map(Vec::new())])),
+            ];
+            let record = Record { customer_id: id.clone().into(), features: values(), context: values(), reasons: 0, counterfactuals: 0 };
+            let expected = Value::Map(vec![
+                ("customer_id".into(), Value::Text(id.into())),
+                ("features".into(), Value::Map(values())),
+                ("context".into(), Value::Map(values())),
+            ]);
+            prop_assert_eq!(read_again(&record), expected);
+        }
+
         #[test]
         fn agrees_with_serde_json(text in "[\\[\\]{}:,\"a0 1.e-]{0,40}") {
             let ours = parse(text.as_bytes(), 100).is_ok();

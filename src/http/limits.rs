@@ -20,9 +20,9 @@ pub struct Limits {
     pub batches_max: usize,
     /// Requests for records, or to record outcomes, answered at a time; one more is shed with 503.
     pub readings_max: usize,
-    /// The most rows of a JSON batch. A stream of NDJSON has no end.
+    /// The most rows of a JSON batch, and of one record batch in columns. A stream has no end.
     pub batch_rows_max: usize,
-    /// The largest body of a JSON batch, in bytes.
+    /// The largest body of a JSON batch, message in columns, and all dictionaries of a stream, in bytes.
     pub batch_body_bytes_max: usize,
 }
 

@@ -7,9 +7,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::Limits;
 use super::problem::{Code, Problem};
-
-/// Rows of a stream that are decided on at a time.
-pub(super) const STREAM_ROWS: usize = 512;
+use super::rows::ROWS;
 
 /// A body as chunks of whole lines.
 pub(super) struct Lines {
@@ -24,7 +22,7 @@ impl Lines {
         Self { body, pending: BytesMut::new(), ended: false }
     }
 
-    /// The next whole lines, at most [`STREAM_ROWS`]; `None` at the end. The next line has the time of a body to end, however often a part
+    /// The next whole lines, at most [`ROWS`]; `None` at the end. The next line has the time of a body to end, however often a part
     /// of it comes: a sender that drips would hold its place for long.
     ///
     /// Errors: a line that is too long, a body that stalls or breaks off. What came before has been answered.
@@ -32,7 +30,7 @@ impl Lines {
         let deadline = Instant::now() + limits.body_timeout();
         loop {
             let ends = self.pending.iter().enumerate().filter(|(_, byte)| **byte == b'\n').map(|(at, _)| at + 1);
-            if let Some(end) = ends.take(STREAM_ROWS).last() {
+            if let Some(end) = ends.take(ROWS).last() {
                 return Ok(Some(self.pending.split_to(end).freeze()));
             }
             if self.ended {

@@ -4,6 +4,7 @@
 mod access;
 mod admin;
 mod admission;
+mod arrow;
 mod ask_experiments;
 mod batch;
 mod deadline;
@@ -22,6 +23,7 @@ mod openapi;
 mod outcomes;
 mod preface;
 mod problem;
+mod rows;
 mod score;
 mod server;
 mod simulate;

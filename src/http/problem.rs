@@ -22,6 +22,7 @@ use crate::telemetry::Metrics;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Code {
     MalformedJson,
+    MalformedArrow,
     TooDeep,
     IncompleteBody,
     MalformedPath,
@@ -57,6 +58,9 @@ impl Code {
     pub(super) fn facts(self) -> (StatusCode, &'static str, &'static str) {
         match self {
             Code::MalformedJson => (StatusCode::BAD_REQUEST, "malformed_json", "The body is not JSON"),
+            Code::MalformedArrow => {
+                (StatusCode::BAD_REQUEST, "malformed_arrow", "The body is not a legal Arrow IPC stream")
+            }
             Code::TooDeep => (StatusCode::BAD_REQUEST, "too_deep", "The body has too many levels"),
             Code::IncompleteBody => (StatusCode::BAD_REQUEST, "incomplete_body", "The body ended early"),
             Code::MalformedPath => (StatusCode::BAD_REQUEST, "malformed_path", "The path is not UTF-8"),

@@ -20,6 +20,12 @@ pub(super) struct Batch<'d> {
     allocation: Option<Allocation>,
 }
 
+/// An Arrow IPC stream.
+#[derive(ToSchema)]
+#[schema(as = ArrowStream, value_type = String, format = Binary)]
+#[expect(dead_code, reason = "the contract; streams are read and written by `arrow`")]
+pub(super) struct Columns(Vec<u8>);
+
 /// How a budget was spent over a batch.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Allocation {

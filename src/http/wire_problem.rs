@@ -8,7 +8,7 @@ use super::problem::Document;
 #[derive(IntoResponses)]
 #[expect(dead_code, reason = "the contract; problems are written by `problem::Problem`")]
 pub(super) enum Refused {
-    /// The body is not JSON, too deep or incomplete, or the path is not UTF-8
+    /// The body is malformed, too deep or incomplete, or the path is not UTF-8
     #[response(status = 400, content_type = "application/problem+json")]
     Malformed(Document<'static>),
     /// The body did not arrive in time

@@ -3,7 +3,7 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use rusqlite::{OptionalExtension, Transaction, params};
@@ -40,6 +40,8 @@ pub(super) struct Desk {
     /// Rows of `version` that are known to be there.
     pub(super) versions: Vec<Known>,
     pub(super) committed: Instant,
+    /// How long the last commit took.
+    pub(super) took: Duration,
     /// Held for as long as the writer lives.
     _lock: std::fs::File,
 }
@@ -66,6 +68,7 @@ impl Desk {
             nonces: Nonces::new(),
             versions: Vec::new(),
             committed: Instant::now(),
+            took: Duration::ZERO,
             _lock: lock,
         }
     }

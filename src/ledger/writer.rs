@@ -20,6 +20,9 @@ use super::{Action, Error, Promise};
 const GROUP_MAX: usize = 4_096;
 /// Records that are worth a commit: with more it costs hardly less for each.
 const GROUP_WORTH: usize = 64;
+/// How many times as long as it took a commit is followed by a pause, where more than one record came to it: so commits have a quarter of
+/// the time, and groups grow with what comes and with the disk.
+const PAUSES: u32 = 3;
 /// How long to wait for work when there is nothing else to do, before looking again.
 pub(super) const IDLE: Duration = Duration::from_millis(100);
 /// How long nothing has to come before a chore is done, and how often one is done although something comes.
@@ -85,11 +88,12 @@ impl Writer {
             };
             chores = true;
             if matches!(next, Some(Command::Append { .. })) {
-                // A lone record is written at once; under load groups are given time to grow, as a commit costs the same
-                // for one record as for some dozens. Where these are there half-way, they need not wait for more.
+                // Under load groups are given time to grow, as a commit costs the same for one record as for some dozens. Where
+                // these are there half-way, they need not wait for more.
+                let pause = pause(interval, self.desk.took, last_count);
                 let mut since = self.desk.committed.elapsed();
-                while since < interval && self.desk.state.waiting() < GROUP_WORTH {
-                    std::thread::sleep((interval - since).min(interval / 2));
+                while since < pause && self.desk.state.waiting() < GROUP_WORTH {
+                    std::thread::sleep((pause - since).min(pause / 2));
                     since = self.desk.committed.elapsed();
                 }
             }
@@ -142,6 +146,7 @@ impl Writer {
     }
 
     fn commit(&mut self, group: &[Sent]) -> Result<(), Error> {
+        let begun = Instant::now();
         let result = self.transact(|desk, transaction| {
             let mut head = desk.head;
             let mut fresh = Vec::new();
@@ -151,6 +156,7 @@ impl Writer {
             Ok((head, fresh))
         });
         self.desk.committed = Instant::now();
+        self.desk.took = self.desk.committed - begun;
         match result {
             Ok(fresh) => {
                 self.recovered();
@@ -245,9 +251,28 @@ impl Writer {
     }
 }
 
+/// How long behind a commit that `took` so long for a group of `count` the next one waits for records. Who comes alone, one record after
+/// the other, would wait for nobody: the next record only comes when the last is answered.
+fn pause(interval: Duration, took: Duration, count: usize) -> Duration {
+    if count > 1 { interval.min(took * PAUSES) } else { Duration::ZERO }
+}
+
 pub(super) fn cause(error: &Error) -> String {
     match error {
         Error::Database(cause) => cause.to_string(),
         other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_comes_alone_waits_for_nobody() {
+        let (interval, took) = (Duration::from_millis(1), Duration::from_micros(100));
+        assert_eq!(pause(interval, took, 1), Duration::ZERO);
+        assert_eq!(pause(interval, took, 2), took * PAUSES);
+        assert_eq!(pause(interval, Duration::from_secs(1), 4_096), interval, "a slow disk does not make it longer");
     }
 }

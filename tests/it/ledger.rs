@@ -137,6 +137,18 @@ async fn a_customer_can_see_everything_and_be_erased_and_the_chain_still_verifie
 }
 
 #[tokio::test]
+async fn who_asks_one_after_the_other_does_not_wait_for_company() {
+    let service = Service::start(&["ledger.commit_interval_us=100000"]);
+    decide(&service, &customer()).await;
+    let begun = std::time::Instant::now();
+    for _ in 0..30 {
+        decide(&service, &customer()).await;
+    }
+    // Each would wait for a tenth of a second.
+    assert!(begun.elapsed() < std::time::Duration::from_millis(2_900), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
 async fn a_decision_is_replayed_to_the_last_bit() {
     let service = Service::start(&[]);
     let id = decide(&service, &customer()).await["decision_id"].as_str().expect("an id").to_owned();

@@ -6,6 +6,7 @@ mod dense;
 
 mod access;
 mod allocation;
+mod arrow;
 mod batch;
 mod bundle;
 mod contract;

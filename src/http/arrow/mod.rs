@@ -1,0 +1,166 @@
+//! Batches in columns: an Arrow IPC stream is read, decided on and answered by another, a record batch at a time. What is decided, and how
+//! it is recorded, is as of any other batch.
+
+mod answers;
+mod columns;
+mod messages;
+
+use std::collections::VecDeque;
+use std::io;
+use std::ops::Range;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
+use axum::body::{Body, Bytes};
+use axum::http::HeaderMap;
+use axum::http::header::CONTENT_LENGTH;
+use futures_util::{FutureExt, stream};
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::batch::Job;
+use super::deadline::Deadline;
+use super::layers::Timing;
+use super::problem::{Code, Problem};
+use super::rows::{AHEAD, Decided, ROWS, Read};
+use super::{blocking, extract, json};
+use answers::Answers;
+use columns::{Columns, Table};
+use messages::{Decoder, Message, Messages, malformed};
+
+/// The answer to a stream of columns: its record batches are decided on and answered before more is read, so a reader that is slow
+/// slows its own sender and nothing grows. A body that says its length and is no longer than a whole batch may be is read first: many a
+/// client only reads once it has sent everything.
+///
+/// Errors: what is wrong with the schema. What is wrong later is told as the problem of one more row, which ends the answer.
+pub(super) async fn stream(
+    job: Job,
+    headers: &HeaderMap,
+    body: Body,
+    permit: OwnedSemaphorePermit,
+    deadline: Deadline,
+) -> Result<Body, Problem> {
+    let limits = &job.shared.limits;
+    let stated = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
+    let body = match stated {
+        Some(length) if length <= limits.batch_body_bytes_max => {
+            let whole = extract::whole(headers, body, limits.batch_body_bytes_max, limits.body_timeout());
+            Body::from(deadline.within(whole).await?)
+        }
+        _ => body,
+    };
+    let mut messages = Messages::new(body);
+    let first =
+        deadline.within(messages.next(limits)).await?.ok_or_else(|| malformed(&"it is empty: expected a schema"))?;
+    let decoder = Decoder::new(&first)?;
+    let columns = Columns::new(decoder.schema(), job.serving.model.card()).map_err(Problem::invalid)?;
+    let answers = Answers::new().map_err(|error| malformed(&error))?;
+    let work = Work { decoder, columns: Arc::new(columns), answers };
+    let state = State { job, messages, work, _permit: permit };
+    Ok(Body::from_stream(stream::unfold(Some(state), move |state| async move {
+        let mut state = state?;
+        let problem = match deadline.within(state.messages.next(&state.job.shared.limits)).await {
+            Ok(Some(message)) => {
+                // A stream has no end: it must not hold on to a model that has lost its customers.
+                let (job, mut work) = (state.job.of_now(), state.work);
+                let answered =
+                    AssertUnwindSafe(blocking(move || (work.answer(&job, &message), work))).catch_unwind().await;
+                if answered.is_err() {
+                    state.job.shared.engine.metrics().panicked();
+                }
+                // The answer has begun, and what writes it is gone: all that can be done about a panic is to end it early.
+                let Ok(Ok((answered, work))) = answered else { return Some((Err(failed("a panic")), None)) };
+                state.work = work;
+                match answered {
+                    Ok(text) => return Some((Ok(text), Some(state))),
+                    Err(problem) => Some(problem),
+                }
+            }
+            Ok(None) => None,
+            Err(problem) => Some(problem),
+        };
+        let told = match problem {
+            Some(problem) => state.work.answers.write(&state.job, std::iter::once(Err(problem))),
+            None => Ok(()),
+        };
+        Some((told.and_then(|()| state.work.answers.end()).map_err(failed), None))
+    })))
+}
+
+fn failed(cause: impl std::fmt::Display) -> io::Error {
+    io::Error::other(cause.to_string())
+}
+
+/// A stream on its way.
+struct State {
+    job: Job,
+    messages: Messages,
+    work: Work,
+    /// Leave for long work, for as long as there is any.
+    _permit: OwnedSemaphorePermit,
+}
+
+/// What messages are answered with, on the threads for long work.
+struct Work {
+    decoder: Decoder,
+    columns: Arc<Columns>,
+    answers: Answers,
+}
+
+impl Work {
+    /// The answer to a message: record batches of at most [`ROWS`] rows, or nothing to a dictionary.
+    ///
+    /// Errors: a message that cannot be read.
+    fn answer(&mut self, job: &Job, message: &Message) -> Result<Bytes, Problem> {
+        let Some(batch) = self.decoder.rows(message, &job.shared.limits)? else { return Ok(Bytes::new()) };
+        let columns = self.columns.clone();
+        let table = columns.table(&batch);
+        let engine = &job.shared.engine;
+        let draw = engine.draw(&job.serving, batch.num_rows());
+        let mut timing = Timing::default();
+        let mut ahead = VecDeque::with_capacity(AHEAD + 1);
+        for from in (0..batch.num_rows()).step_by(ROWS) {
+            let read = read(job, &table, from..batch.num_rows().min(from + ROWS));
+            ahead.push_back(read.decide(engine, &job.serving, job.addressed, draw));
+            if ahead.len() > AHEAD
+                && let Some(decided) = ahead.pop_front()
+            {
+                self.write(job, decided, &mut timing)?;
+            }
+        }
+        for decided in ahead {
+            self.write(job, decided, &mut timing)?;
+        }
+        Ok(self.answers.take())
+    }
+
+    fn write(&mut self, job: &Job, decided: Decided, timing: &mut Timing) -> Result<(), Problem> {
+        let cannot = |error| Problem::new(Code::Internal, "the answer could not be written").caused_by(error);
+        self.answers.write(job, decided.kept(timing)).map_err(cannot)
+    }
+}
+
+/// The records of `rows`, each with the JSON that is kept of it where anything is.
+fn read<'b>(job: &Job, table: &'b Table, rows: Range<usize>) -> Read<'b> {
+    let engine = &job.shared.engine;
+    let is_recorded = engine.needs_ledger().is_ok();
+    let mut text = Vec::new();
+    let mut ends = Vec::with_capacity(rows.len());
+    let mut records = Vec::with_capacity(rows.len());
+    for row in rows {
+        let record = table.record(row, |record| engine.violations(&job.serving, record));
+        if let (Ok(record), true) = (&record, is_recorded) {
+            json::write(record, &mut text);
+        }
+        ends.push(text.len());
+        records.push(record.map_err(Problem::invalid));
+    }
+    // One piece of memory for all of them.
+    let text = Bytes::from(text);
+    let mut read = Read::default();
+    let mut begin = 0;
+    for (record, end) in records.into_iter().zip(ends) {
+        read.push(record.map(|record| (record, text.slice(begin..end))));
+        begin = end;
+    }
+    read
+}
