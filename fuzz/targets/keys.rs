@@ -8,7 +8,7 @@ use std::sync::LazyLock;
 use mainstay::access::Editor;
 
 /// A directory of this process.
-static DIRECTORY: LazyLock<tempfile::TempDir> = LazyLock::new(|| tempfile::tempdir().expect("a directory"));
+static DIRECTORY: LazyLock<tempfile::TempDir> = LazyLock::new(super::directory);
 
 pub(super) fn run(input: &[u8]) {
     let path = DIRECTORY.path().join("keys.json");

@@ -26,7 +26,7 @@ const TABLES: [&str; 6] = ["entry", "state", "version", "meta", "customer", "cus
 const VOUCHED: usize = 3;
 
 pub(super) fn run(input: &[u8]) {
-    let directory = tempfile::tempdir_in(&*PLACE).expect("a directory");
+    let directory = super::directory();
     for (name, bytes) in &SEED.files {
         let path = directory.path().join(name);
         fs::write(&path, bytes).expect("a copy");
@@ -168,12 +168,6 @@ struct Seed {
     decision: DecisionId,
 }
 
-/// Memory, where there is some to write files in.
-static PLACE: LazyLock<std::path::PathBuf> = LazyLock::new(|| {
-    let memory = Path::new("/dev/shm");
-    if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() }
-});
-
 static SEED: LazyLock<Seed> = LazyLock::new(Seed::new);
 
 fn clock(more_ms: u64) -> SystemTime {
@@ -195,7 +189,7 @@ fn options(dir: &Path) -> Options {
 
 impl Seed {
     fn new() -> Self {
-        let directory = tempfile::tempdir_in(&*PLACE).expect("a directory");
+        let directory = super::directory();
         let ledger = Ledger::open(&options(directory.path()), "fuzz", || clock(0)).expect("a ledger");
         let document = include_str!("../../models/policy/default.toml");
         let policy = Arc::new(parse_policy(document).expect("a policy"));

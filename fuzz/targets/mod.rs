@@ -1,6 +1,7 @@
 //! What is fuzzed, and what has to be true of it whatever comes: more than that nothing panics. Each target reads its input by itself, so
 //! a file of the corpus means the same to libFuzzer and to `tests/corpus.rs`.
 
+mod edge;
 mod experiment;
 mod forest;
 mod graph;
@@ -9,6 +10,7 @@ mod ledger;
 mod manifest;
 mod policy;
 mod request;
+mod service;
 
 /// One way into the service for what others wrote.
 pub(crate) struct Target {
@@ -22,8 +24,9 @@ pub(crate) struct Target {
 }
 
 /// All of them.
-pub(crate) const ALL: [Target; 8] = [
+pub(crate) const ALL: [Target; 9] = [
     Target { name: "request", is_text: true, run: request::run },
+    Target { name: "edge", is_text: true, run: edge::run },
     Target { name: "policy", is_text: true, run: policy::run },
     Target { name: "manifest", is_text: true, run: manifest::run },
     Target { name: "experiment", is_text: true, run: experiment::run },
@@ -32,6 +35,13 @@ pub(crate) const ALL: [Target; 8] = [
     Target { name: "forest", is_text: false, run: forest::run },
     Target { name: "ledger", is_text: false, run: ledger::run },
 ];
+
+/// A directory that is gone when it is dropped: in memory, where files can be.
+fn directory() -> tempfile::TempDir {
+    let memory = std::path::Path::new("/dev/shm");
+    let place = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
+    tempfile::tempdir_in(place).expect("a directory")
+}
 
 /// What is read from the front of an input, so that bytes decide on structure; zeros behind its end.
 pub(crate) struct Bytes<'i>(&'i [u8]);
