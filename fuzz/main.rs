@@ -13,7 +13,10 @@ use libfuzzer_sys::{fuzz_mutator, fuzz_target};
 static TARGET: LazyLock<&'static targets::Target> = LazyLock::new(|| {
     let name = std::env::var("MAINSTAY_FUZZ").unwrap_or_default();
     let known = || targets::ALL.map(|target| target.name).join(", ");
-    targets::ALL.iter().find(|target| target.name == name).unwrap_or_else(|| panic!("MAINSTAY_FUZZ is one of {}", known()))
+    targets::ALL
+        .iter()
+        .find(|target| target.name == name)
+        .unwrap_or_else(|| panic!("MAINSTAY_FUZZ is one of {}", known()))
 });
 
 fuzz_target!(|input: &[u8]| (TARGET.run)(input));

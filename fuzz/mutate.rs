@@ -2,8 +2,30 @@
 
 /// What hides at the ends of ranges and of parsers.
 const ODD: [&str; 24] = [
-    "0", "-0", "1", "-1", "0.5", "1e308", "1e-308", "9007199254740993", "18446744073709551615", "NaN", "inf", "null", "true", "false", "[]",
-    "{}", "\"\"", "\"\\ud800\"", "\"\u{0}\"", "~1", "\"(0, 1]\"", ",", ":", "=",
+    "0",
+    "-0",
+    "1",
+    "-1",
+    "0.5",
+    "1e308",
+    "1e-308",
+    "9007199254740993",
+    "18446744073709551615",
+    "NaN",
+    "inf",
+    "null",
+    "true",
+    "false",
+    "[]",
+    "{}",
+    "\"\"",
+    "\"\\ud800\"",
+    "\"\u{0}\"",
+    "~1",
+    "\"(0, 1]\"",
+    ",",
+    ":",
+    "=",
 ];
 
 /// Changes the first `size` bytes of `data`, which has room for `max`: how many there are now. The same `seed` does the same.

@@ -14,7 +14,8 @@ pub(super) fn run(input: &[u8]) {
     }
     assert_eq!(experiment.moves_customers(&experiment), [], "the same experiment moves nobody");
     let groups = experiment.arms.len();
-    let whole = (0..groups).map(Group::Arm).chain([Group::Holdout, Group::Outside]).map(|group| experiment.share(group));
+    let whole =
+        (0..groups).map(Group::Arm).chain([Group::Holdout, Group::Outside]).map(|group| experiment.share(group));
     assert!((whole.sum::<f64>() - 1.0).abs() < 1e-6, "the groups are all customers");
     for customer in 0..16 {
         let id = format!("c-{customer}");

@@ -51,8 +51,14 @@ pub(super) fn is_the_walk(forest: &Forest, rows: &[Vec<f32>]) {
         let walked = forest.roots().iter().fold(0.0, |sum, root| sum + leaf(root)) + forest.base() as f32;
         let alone = compiled.margin(row);
         // Which NaN comes of infinities is nobody's promise.
-        assert!(alone.to_bits() == walked.to_bits() || (alone.is_nan() && walked.is_nan()), "alone: {alone} for {walked}");
-        assert!(together.to_bits() == walked.to_bits() || (together.is_nan() && walked.is_nan()), "together: {together} for {walked}");
+        assert!(
+            alone.to_bits() == walked.to_bits() || (alone.is_nan() && walked.is_nan()),
+            "alone: {alone} for {walked}"
+        );
+        assert!(
+            together.to_bits() == walked.to_bits() || (together.is_nan() && walked.is_nan()),
+            "together: {together} for {walked}"
+        );
     }
 }
 

@@ -20,8 +20,9 @@ pub(super) fn run(input: &[u8]) {
         }
     };
     let odd = [0.0, -0.0, 1.0, -1.0, 2.0, f32::MAX, f32::MIN, f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 0.5];
-    let rows: Vec<Vec<f32>> =
-        (0..odd.len() * 3).map(|row| (0..columns).map(|column| odd[(row + column * (row + 1)) % odd.len()]).collect()).collect();
+    let rows: Vec<Vec<f32>> = (0..odd.len() * 3)
+        .map(|row| (0..columns).map(|column| odd[(row + column * (row + 1)) % odd.len()]).collect())
+        .collect();
     match read {
         Some(Additive::Forest(forest)) => {
             assert_eq!(forest.columns(), columns, "a forest is of the columns that the card says");
@@ -31,7 +32,11 @@ pub(super) fn run(input: &[u8]) {
         }
         Some(Additive::Linear(linear)) => {
             assert_eq!(linear.weights.len(), columns);
-            rows.iter().for_each(|row| assert!(linear.margin(row).is_finite() || row.iter().any(|value| value.abs() >= f32::MAX || value.is_nan())));
+            rows.iter().for_each(|row| {
+                assert!(
+                    linear.margin(row).is_finite() || row.iter().any(|value| value.abs() >= f32::MAX || value.is_nan())
+                )
+            });
         }
         None => {}
     }

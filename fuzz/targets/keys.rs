@@ -39,7 +39,7 @@ fn write(path: &PathBuf, text: &[u8]) {
 
 /// Whether `told` has 32 hexadecimal digits in a row of `input`.
 fn quotes(told: &str, input: &[u8]) -> bool {
-    told.as_bytes().windows(32).any(|piece| {
-        piece.iter().all(u8::is_ascii_hexdigit) && input.windows(32).any(|own| own == piece)
-    })
+    told.as_bytes()
+        .windows(32)
+        .any(|piece| piece.iter().all(u8::is_ascii_hexdigit) && input.windows(32).any(|own| own == piece))
 }

@@ -85,7 +85,8 @@ pub(super) fn run(input: &[u8]) {
 fn change(database: &Connection, what: u8, table: &str, row: u8, column: u8, value: u16) {
     let columns: Vec<String> = names(database, table);
     let column = &columns[usize::from(column) % columns.len()];
-    let keys: i64 = database.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).expect("a count");
+    let keys: i64 =
+        database.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).expect("a count");
     if keys == 0 {
         return;
     }
@@ -96,7 +97,9 @@ fn change(database: &Connection, what: u8, table: &str, row: u8, column: u8, val
     let sql = match what {
         0 => format!("DELETE FROM {table} WHERE {place}"),
         1 => format!("UPDATE {table} SET {column} = NULL WHERE {place}"),
-        2 => format!("UPDATE {table} SET {column} = (SELECT {column} FROM {table} ORDER BY {key} LIMIT 1 OFFSET {other}) WHERE {place}"),
+        2 => format!(
+            "UPDATE {table} SET {column} = (SELECT {column} FROM {table} ORDER BY {key} LIMIT 1 OFFSET {other}) WHERE {place}"
+        ),
         _ => {
             let read = database.query_row(&format!("SELECT {column} FROM {table} WHERE {place}"), [], |row| row.get(0));
             let Ok(found): Result<Value, _> = read else { return };
@@ -152,7 +155,8 @@ fn key(table: &str) -> &'static str {
 fn dump(database: &Connection) -> Vec<Vec<Value>> {
     let mut rows = Vec::new();
     for table in &TABLES[..VOUCHED] {
-        let mut statement = database.prepare(&format!("SELECT * FROM {table} ORDER BY {}", key(table))).expect("a table");
+        let mut statement =
+            database.prepare(&format!("SELECT * FROM {table} ORDER BY {}", key(table))).expect("a table");
         let count = statement.column_count();
         let found = statement.query_map([], |row| (0..count).map(|at| row.get(at)).collect()).expect("rows");
         rows.extend(found.map(|row: Result<Vec<Value>, _>| row.expect("a row")));
@@ -216,7 +220,11 @@ impl Seed {
                 id: id(number),
                 decided_at_ms: 1_790_000_000_000,
                 score,
-                model: Arc::new(ModelId { name: "m".to_owned(), version: (number / 3).to_string(), digest: "b1".to_owned() }),
+                model: Arc::new(ModelId {
+                    name: "m".to_owned(),
+                    version: (number / 3).to_string(),
+                    digest: "b1".to_owned(),
+                }),
                 arm: if number == 2 { Arm::Challenger } else { Arm::Champion },
                 policy: policy.clone(),
                 tier: assessment.tier,
@@ -246,9 +254,8 @@ impl Seed {
         let dump = dump(&database);
         database.close().expect("closed");
         let head = Reading::open(directory.path()).expect("a ledger").verify(None).expect("a verification").head;
-        let files = ["ledger.db", "ledger.keys"].map(|name| {
-            (name.to_owned(), fs::read(directory.path().join(name)).expect("a file"))
-        });
+        let files = ["ledger.db", "ledger.keys"]
+            .map(|name| (name.to_owned(), fs::read(directory.path().join(name)).expect("a file")));
         Self { files: files.into(), dump, head, decision: id(1) }
     }
 }

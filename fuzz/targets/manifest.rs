@@ -31,7 +31,8 @@ pub(super) fn run(input: &[u8]) {
         }
     }
     // What the dictionary allows, the schema takes.
-    let legal: Vec<(&str, Value)> = card.features.iter().map(|feature| (feature.name.as_str(), legal(feature))).collect();
+    let legal: Vec<(&str, Value)> =
+        card.features.iter().map(|feature| (feature.name.as_str(), legal(feature))).collect();
     if let Err(violations) = schema.vectorize(&legal, &mut row) {
         panic!("legal values are refused: {violations:?}");
     }

@@ -27,10 +27,12 @@ pub(super) fn run(input: &[u8]) {
     // that may decide between two that are worth the same, and nothing else.
     let table: toml::Table = text.parse().expect("what was read is TOML");
     let other = toml::to_string(&table).expect("a table can be written");
-    let other = parse_policy(&other).unwrap_or_else(|problems| panic!("written anew it is refused: {problems:?}\n{other}"));
+    let other =
+        parse_policy(&other).unwrap_or_else(|problems| panic!("written anew it is refused: {problems:?}\n{other}"));
     assert_eq!(other.interventions().len(), policy.interventions().len());
     assert_eq!((other.budget(), other.currency()), (policy.budget(), policy.currency()));
-    let tiers = |of: &Policy| of.tiers().iter().map(|tier| (tier.name.clone(), tier.band, tier.explain)).collect::<Vec<_>>();
+    let tiers =
+        |of: &Policy| of.tiers().iter().map(|tier| (tier.name.clone(), tier.band, tier.explain)).collect::<Vec<_>>();
     assert_eq!(tiers(&other), tiers(&policy));
     decides(&policy, &other);
 }
@@ -48,7 +50,8 @@ fn covers_every_score(policy: &Policy) {
 
 /// Both offer the same to whoever comes, and choose among what they offer.
 fn decides(policy: &Policy, other: &Policy) {
-    let card: Card = serde_json::from_str(include_str!("../../models/telco-churn/1.2.0/manifest.json")).expect("a card");
+    let card: Card =
+        serde_json::from_str(include_str!("../../models/telco-churn/1.2.0/manifest.json")).expect("a card");
     let (binding, again) = match (policy.bind(&card.features), other.bind(&card.features)) {
         (Ok(binding), Ok(again)) => (binding, again),
         (Err(problems), Err(_)) => return assert!(!problems.is_empty()),
@@ -67,7 +70,10 @@ fn decides(policy: &Policy, other: &Policy) {
         let (assessment, choice) = policy.decide(score, &values);
         assert_eq!(offered(policy, &assessment), offered(other, &other.decide(score, &own).0));
         assert!(assessment.tier < policy.tiers().len() && choice.intervention < policy.interventions().len());
-        assert!(assessment.offers.iter().any(|offer| offer.intervention == choice.intervention), "what is chosen was offered");
+        assert!(
+            assessment.offers.iter().any(|offer| offer.intervention == choice.intervention),
+            "what is chosen was offered"
+        );
         assert!(policy.rules(assessment.tier, &assessment.trace, &choice).iter().all(|rule| !rule.is_empty()));
     }
 }

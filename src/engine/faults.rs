@@ -56,7 +56,8 @@ mod tests {
     static POLICIES: LazyLock<[Arc<Policy>; 3]> = LazyLock::new(|| {
         let base = include_str!("../../models/policy/default.toml");
         let with = |rest: &str| {
-            let document = base.replacen("name = \"default\"", &format!("name = \"default\"\n# {}", rest.len()), 1) + rest;
+            let document =
+                base.replacen("name = \"default\"", &format!("name = \"default\"\n# {}", rest.len()), 1) + rest;
             Arc::new(parse_policy(&document).expect("a policy"))
         };
         let budget = format!("\n[budget]\namount = {BUDGET}\nperiod = \"day\"\n");
@@ -208,7 +209,10 @@ mod tests {
             let idle = slots.idle().map(|placed| Idle {
                 version: version(Some(&placed.version)).expect("a version"),
                 role: placed.role,
-                agreed: placed.approvals.first().map(|approval| OPERATORS.into_iter().find(|by| *by == approval.by).expect("one")),
+                agreed: placed
+                    .approvals
+                    .first()
+                    .map(|approval| OPERATORS.into_iter().find(|by| *by == approval.by).expect("one")),
                 tried: slots.rollout.as_ref().map(|rollout| Tried {
                     plan: plans().iter().position(|plan| *plan == rollout.plan).expect("a plan"),
                     step: rollout.step,
@@ -218,7 +222,8 @@ mod tests {
             });
             let policy = |digest: &str| DIGESTS.iter().position(|known| known == digest);
             let found = Expected {
-                champion: version(slots.placed(slots.champion()).map(|placed| placed.version.as_str())).expect("a champion"),
+                champion: version(slots.placed(slots.champion()).map(|placed| placed.version.as_str()))
+                    .expect("a champion"),
                 idle,
                 policy: policy(&slots.policy.digest).expect("a policy"),
                 before: slots.policy_before.as_ref().map(|before| policy(&before.digest).expect("a policy")),
@@ -246,7 +251,11 @@ mod tests {
             let plan = |steps: &[Step]| Plan { steps: steps.to_vec(), limits: limits(), promote: true };
             let plans = [
                 plan(&[step(Exposure::Shadow, 1.0, 30)]),
-                plan(&[step(Exposure::Shadow, 0.5, 0), step(Exposure::Canary, 0.1, 60), step(Exposure::Canary, 0.5, 0)]),
+                plan(&[
+                    step(Exposure::Shadow, 0.5, 0),
+                    step(Exposure::Canary, 0.1, 60),
+                    step(Exposure::Canary, 0.5, 0),
+                ]),
                 plan(&[step(Exposure::Canary, 0.5, 10), step(Exposure::Canary, 1.0, 90)]),
             ];
             assert!(plans.iter().all(|plan| plan.problems().is_empty()));
@@ -422,7 +431,11 @@ mod tests {
         }
 
         fn stands(&mut self, next: Expected) {
-            let step = |of: &Expected| of.idle.as_ref().and_then(|idle| idle.tried.clone().map(|tried| (tried.plan, tried.step, tried.since_ms)));
+            let step = |of: &Expected| {
+                of.idle
+                    .as_ref()
+                    .and_then(|idle| idle.tried.clone().map(|tried| (tried.plan, tried.step, tried.since_ms)))
+            };
             if step(&self.now) != step(&next) {
                 self.seen = NOTHING;
             }
@@ -489,16 +502,25 @@ mod tests {
                 self.runtime.block_on(receipt.kept())?;
                 Ok(decision)
             });
-            self.note(format_args!("customer: {:?}", kept.as_ref().map(|decision| (decision.arm, decision.choice.intervention))));
+            self.note(format_args!(
+                "customer: {:?}",
+                kept.as_ref().map(|decision| (decision.arm, decision.choice.intervention))
+            ));
             match kept {
                 Ok(decision) => {
                     assert!(!self.sick, "LAW recorded: it was answered, and cannot have been written");
                     let model = match decision.arm {
                         Arm::Champion => self.now.champion,
-                        Arm::Challenger => self.now.idle.as_ref().expect("LAW one-pair: a challenger that is none").version,
+                        Arm::Challenger => {
+                            self.now.idle.as_ref().expect("LAW one-pair: a challenger that is none").version
+                        }
                     };
                     assert_eq!(decision.model.version, VERSIONS[model], "LAW one-pair: another model answered");
-                    assert_eq!(decision.policy.version(), POLICIES[self.now.policy].version(), "LAW one-pair: another policy answered");
+                    assert_eq!(
+                        decision.policy.version(),
+                        POLICIES[self.now.policy].version(),
+                        "LAW one-pair: another policy answered"
+                    );
                     self.answered.push(decision.id);
                     let cost = decision.intervention().cost.units();
                     self.spent += cost;
@@ -516,7 +538,8 @@ mod tests {
             database.busy_timeout(Duration::from_secs(10)).expect("a timeout");
             self.sick = !self.sick;
             let sql = if self.sick {
-                let at = ["BEFORE INSERT ON entry", "AFTER INSERT ON entry", "BEFORE INSERT ON meta"][self.random.usize(..3)];
+                let at = ["BEFORE INSERT ON entry", "AFTER INSERT ON entry", "BEFORE INSERT ON meta"]
+                    [self.random.usize(..3)];
                 let how = ["ABORT", "FAIL", "ROLLBACK"][self.random.usize(..3)];
                 format!("CREATE TRIGGER sick {at} BEGIN SELECT RAISE({how}, 'the disk is full'); END")
             } else {
@@ -543,7 +566,8 @@ mod tests {
             self.note(format_args!("both: {ordered:?}: {results:?}"));
             let done = results.iter().filter(|done| **done).count();
             assert!(done <= 1, "LAW one-wins: both were told that it was done");
-            let next = OPERATORS.iter().find_map(|by| self.now.after(ordered, by, self.now_ms(), self.approval, self.seen));
+            let next =
+                OPERATORS.iter().find_map(|by| self.now.after(ordered, by, self.now_ms(), self.approval, self.seen));
             match next {
                 Some(next) if done == 1 => {
                     assert!(!self.sick, "LAW journalled-first: it was done, and cannot have been written");
@@ -638,10 +662,18 @@ mod tests {
             assert_eq!(trial.is_some(), slots.rollout.is_some(), "LAW one-pair: the trial");
             if let Some((trial, rollout)) = trial.zip(slots.rollout.as_ref()) {
                 let step = rollout.at();
-                assert_eq!((trial.exposure, trial.share), (step.exposure, step.share), "LAW plan: the share is that of the step");
+                assert_eq!(
+                    (trial.exposure, trial.share),
+                    (step.exposure, step.share),
+                    "LAW plan: the share is that of the step"
+                );
                 assert!(Arc::ptr_eq(&trial.policy, &serving.policy), "LAW one-pair: the policy of the trial");
                 let challenger = self.now.idle.as_ref().map(|idle| VERSIONS[idle.version]);
-                assert_eq!(Some(trial.challenger.model.id().version.as_str()), challenger, "LAW one-pair: the challenger");
+                assert_eq!(
+                    Some(trial.challenger.model.id().version.as_str()),
+                    challenger,
+                    "LAW one-pair: the challenger"
+                );
             }
             // What is in service was journalled before, but for a rollback that nobody could wait for.
             let recorded = self.engine.ledger().expect("a ledger").slots(NAME).expect("it reads").expect("slots");
@@ -651,7 +683,11 @@ mod tests {
             } else {
                 let owed = self.owed.as_ref().expect("LAW journalled-first: something is not on record");
                 assert!(owed.is(&recorded) || recorded == *slots, "LAW journalled-first: {recorded:?}");
-                assert_eq!(slots.last_rollout.as_ref().map(|ended| ended.end), Some(End::RolledBack), "LAW journalled-first");
+                assert_eq!(
+                    slots.last_rollout.as_ref().map(|ended| ended.end),
+                    Some(End::RolledBack),
+                    "LAW journalled-first"
+                );
             }
             if let Some(balance) = &standing.balance {
                 // What could not be recorded may count until the next start: less is better than more.
@@ -667,7 +703,10 @@ mod tests {
             }
             let begun = Instant::now();
             while !self.engine.standing(NAME).expect("it stands").journalled {
-                assert!(begun.elapsed() < Duration::from_secs(10), "LAW owed: it is not journalled as soon as it can be");
+                assert!(
+                    begun.elapsed() < Duration::from_secs(10),
+                    "LAW owed: it is not journalled as soon as it can be"
+                );
                 // Evidence may be there that moves it on.
                 let expected = self.now.looked_at(self.now_ms(), self.approval, self.seen.fed);
                 assert!(expected.is_none() || self.owed.is_none(), "a rollback leaves nothing to look at");
@@ -684,7 +723,8 @@ mod tests {
             let mut spent = 0.0;
             for group in &spending.groups {
                 let policy = parse_policy(&group.policy_document).expect("a policy");
-                let cost = policy.interventions().iter().find(|known| known.action == group.action).expect("an action").cost;
+                let cost =
+                    policy.interventions().iter().find(|known| known.action == group.action).expect("an action").cost;
                 spent += cost.units() * group.count as f64;
             }
             assert_eq!(spent, self.spent, "LAW budget: the books say otherwise");
@@ -732,7 +772,8 @@ mod tests {
     /// A customer whom every model takes for one who leaves.
     fn record(customer: &str) -> Record<'_> {
         static FEATURES: LazyLock<HashMap<String, serde_json::Value>> = LazyLock::new(|| {
-            let customer: serde_json::Value = serde_json::from_str(include_str!("../../tests/data/customer.json")).expect("JSON");
+            let customer: serde_json::Value =
+                serde_json::from_str(include_str!("../../tests/data/customer.json")).expect("JSON");
             serde_json::from_value(customer["features"].clone()).expect("features")
         });
         let value = |value: &'static serde_json::Value| match value {
@@ -757,7 +798,11 @@ mod tests {
         let approvals = if approval { vec![ROLE.to_owned()] } else { Vec::new() };
         let engine = Engine::open(Setup {
             shelf: Shelf { runtime, dir: CONFIG.models.dir.clone(), options: load },
-            entries: vec![Entry { name: NAME.to_owned(), version: VERSIONS[0].to_owned(), policy: POLICIES[0].clone() }],
+            entries: vec![Entry {
+                name: NAME.to_owned(),
+                version: VERSIONS[0].to_owned(),
+                policy: POLICIES[0].clone(),
+            }],
             resume: true,
             ledger: Some(ledger),
             options: Options { approvals, compliance_last: 0, ..CONFIG.rollouts.clone() },
