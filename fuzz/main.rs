@@ -23,7 +23,7 @@ fuzz_target!(|input: &[u8]| (TARGET.run)(input));
 
 // Half of the mutants of a text differ by words of it; bytes alone hardly ever come by a legal document.
 fuzz_mutator!(|data: &mut [u8], size: usize, max: usize, seed: u32| {
-    match TARGET.is_text && seed % 2 == 0 {
+    match TARGET.is_text && seed.is_multiple_of(2) {
         true => mutate::words(data, size, max, seed),
         false => libfuzzer_sys::fuzzer_mutate(data, size, max),
     }

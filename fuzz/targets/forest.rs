@@ -66,7 +66,7 @@ fn grow(bytes: &mut Bytes, depth: usize, nodes: &mut Vec<Node>) -> u32 {
     let at = nodes.len() as u32;
     let kind = bytes.u8();
     nodes.push(Node { cover: 1.0, step: Step::Leaf(0.0) });
-    let step = if kind % 3 == 0 || bytes.is_empty() || depth > 70 {
+    let step = if kind.is_multiple_of(3) || bytes.is_empty() || depth > 70 {
         Step::Leaf(f64::from(number(bytes)))
     } else {
         let (column, bound) = (u32::from(bytes.u8() % 12), number(bytes));

@@ -33,7 +33,7 @@ mod tests {
     use crate::telemetry::Metrics;
 
     /// Seeds of one run of the tests, `MAINSTAY_SEEDS` unless it says otherwise, and how many steps each has.
-    const SEEDS: u64 = 1_500;
+    const SEEDS: u64 = 500;
     const STEPS: usize = 40;
     /// Seeds are shared among so many threads, each with a clock of its own.
     const THREADS: usize = 2;
