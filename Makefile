@@ -33,6 +33,10 @@ test: runtime ## Everything that CI runs: format, clippy, all tests, the contrac
 	$(CARGO) clippy --all-targets --locked -- --deny warnings
 	$(CARGO) test --locked
 
+.PHONY: fuzz
+fuzz: runtime ## Fuzz what others write, each target for MINUTES=10; ARGS="request ledger" for some of them
+	scripts/fuzz.sh $(ARGS)
+
 .PHONY: openapi
 openapi: ## Write the contracts in openapi/ again from the code
 	$(CARGO) run --quiet -- openapi > openapi/mainstay.yaml

@@ -10,6 +10,7 @@ mod dry_run;
 mod effect;
 mod error;
 mod experiments;
+mod faults;
 mod insight;
 mod measures;
 mod monitor;

@@ -79,7 +79,7 @@ impl Shelf {
     pub(super) fn load(&self, name: &str, version: &str, now_ms: u64) -> Result<Loaded, model::Error> {
         let before = resident_bytes();
         let path = self.dir.join(name).join(version);
-        let model = Model::load(self.runtime, &path, self.options)?;
+        let model = self.model(&path)?;
         let id = model.id();
         if id.name != name || id.version != version {
             let problems = vec![format!("the card says {id}, the directory {name} {version}")];
@@ -88,7 +88,26 @@ impl Shelf {
         // The allocator may have had room for it: then this is at least what evaluates it.
         let memory_bytes = resident_bytes().saturating_sub(before).max(model.evaluator_bytes() as u64);
         let monitor = Arc::new(Monitor::new(Bins::new(model.baseline(), model.schema().names()), now_ms, self.counts));
-        Ok(Loaded { model: Arc::new(model), memory_bytes, requests: Arc::default(), monitor })
+        Ok(Loaded { model, memory_bytes, requests: Arc::default(), monitor })
+    }
+
+    #[cfg(not(test))]
+    fn model(&self, path: &Path) -> Result<Arc<Model>, model::Error> {
+        Ok(Arc::new(Model::load(self.runtime, path, self.options)?))
+    }
+
+    /// The same, once for each bundle: `faults` starts engines by the thousand.
+    #[cfg(test)]
+    fn model(&self, path: &Path) -> Result<Arc<Model>, model::Error> {
+        use std::collections::HashMap;
+        use std::sync::{Mutex, PoisonError};
+        static KNOWN: Mutex<Option<HashMap<PathBuf, Arc<Model>>>> = Mutex::new(None);
+        let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = known.get_or_insert_default();
+        if !known.contains_key(path) {
+            known.insert(path.to_owned(), Arc::new(Model::load(self.runtime, path, self.options)?));
+        }
+        Ok(known[path].clone())
     }
 
     /// Loads a model again that was in a slot before.

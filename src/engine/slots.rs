@@ -21,7 +21,7 @@ use crate::domain::policy::registry::Registry;
 use crate::domain::rollout::moves::Move;
 use crate::domain::rollout::slots::{Colour, Slots};
 use crate::domain::rollout::{Exposure, Rollout};
-use crate::ledger::{Answered, Change, Kept, Ledger, Pending};
+use crate::ledger::{self, Answered, Change, Kept, Ledger, Pending};
 
 /// The slots of one model name with what stands in them.
 #[derive(Debug)]
@@ -197,10 +197,13 @@ impl Held {
     /// Errors: whatever keeps it from being written; it is owed still.
     pub(super) fn pay(&mut self, ledger: &Ledger) -> Result<(), Error> {
         let Some(owed) = self.owed.as_mut() else { return Ok(()) };
-        match owed.pending.take() {
-            Some(pending) => pending.wait()?,
-            None => ledger.change(owed.change.clone())?,
-        };
+        match owed.pending.take().map(Pending::wait) {
+            Some(Ok(_)) => {}
+            // It may be written still: not to be made twice.
+            Some(Err(late @ ledger::Error::Late)) => return Err(late.into()),
+            // By what an attempt failed says nothing of now.
+            Some(Err(_)) | None => ledger.change(owed.change.clone()).map(drop)?,
+        }
         self.owed = None;
         Ok(())
     }

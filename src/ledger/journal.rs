@@ -310,6 +310,14 @@ pub(super) fn problems(database: &Connection, keys: &Keys) -> Result<Vec<String>
             problems.push(error.to_string());
         }
     }
+    // What a start looks for; what cannot be read is told above.
+    for (_, name, _, document) in rows.iter().filter(|(kind, ..)| kind == "slots") {
+        let slots: Option<Slots> = serde_json::from_str(document).ok();
+        let policies = slots.into_iter().flat_map(|slots| [Some(slots.policy), slots.policy_before]).flatten();
+        for policy in policies.filter(|policy| !rows.iter().any(|row| row.0 == "policy" && row.1 == policy.digest)) {
+            problems.push(format!("the policy {} of \"{name}\" is missing", policy.digest));
+        }
+    }
     let mut statement = database.prepare(
         "SELECT json_extract(body, '$.model'), max(seq), body FROM entry
          WHERE kind = 'action' AND json_extract(body, '$.what') = 'slots' AND json_extract(body, '$.' || ?1) IS NOT NULL GROUP BY 1",

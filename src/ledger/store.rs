@@ -4,6 +4,7 @@
 use std::borrow::Cow;
 use std::path::Path;
 
+use rusqlite::types::{Type, ValueRef};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, params};
 
 use super::keys::{Keys, Link};
@@ -248,7 +249,14 @@ pub(super) fn read_entry(row: &rusqlite::Row) -> rusqlite::Result<(Entry<'static
     let score: Option<f64> = row.get(6)?;
     let answer = match score {
         Some(score) => Some(Answer { score, tier: text(row, 7)?, action: text(row, 8)?, arm: text(row, 9)? }),
-        None => None,
+        // An entry that answers nothing is linked without these, so there must be nothing to read in them.
+        None => match (7..=9).find(|column| row.get_ref(*column).is_ok_and(|value| value != ValueRef::Null)) {
+            Some(column) => {
+                let name = "an answer without a score".to_owned();
+                return Err(rusqlite::Error::InvalidColumnType(column, name, Type::Text));
+            }
+            None => None,
+        },
     };
     let entry = Entry {
         seq: row.get(0)?,

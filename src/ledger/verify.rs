@@ -83,7 +83,8 @@ pub(super) fn whole(database: &Connection, keys: &Keys, expected: Option<&str>) 
     let mut previous = first.unwrap_or(Head { seq: 0, link: [0; 32] });
 
     let mut statement = database.prepare(&format!(
-        "SELECT {} FROM entry e LEFT JOIN version v USING (version) ORDER BY e.seq",
+        "SELECT {}, e.version IS NOT NULL AND v.version IS NULL AS is_dangling
+         FROM entry e LEFT JOIN version v ON v.version = e.version ORDER BY e.seq",
         store::COLUMNS
     ))?;
     let mut rows = statement.query([])?;
@@ -103,6 +104,9 @@ pub(super) fn whole(database: &Connection, keys: &Keys, expected: Option<&str>) 
         }
         if entry.link(keys, &previous.link).map(|link| link.to_vec()) != Some(link.clone()) {
             problem(&mut found.problems, format!("entry {seq}: is not what was written behind entry {}", seq - 1));
+        }
+        if row.get("is_dangling")? {
+            problem(&mut found.problems, format!("entry {seq}: the versions that it refers to are not there"));
         }
         if let (Some(version), Some(digest)) = (&version, &entry.version)
             && version.digest().as_slice() != digest.as_ref()

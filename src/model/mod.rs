@@ -21,10 +21,11 @@ pub use bundle::Bundle;
 pub use evaluator::{Choice, ONNX_RUNTIME};
 pub use probe::{Pace, Probe};
 pub use session::Runtime;
+pub use trees::Additive;
 pub use turns::{Options as TurnOptions, Plan};
 
 use crate::domain::bundle::baseline::Baseline;
-use crate::domain::bundle::card::Card;
+use crate::domain::bundle::card::{Card, GraphShape};
 use crate::domain::bundle::feature::Scalar;
 use crate::domain::bundle::golden;
 use crate::domain::bundle::schema::Schema;
@@ -90,6 +91,14 @@ pub enum Error {
 
 fn listed(problems: &[String]) -> String {
     problems.iter().map(|problem| format!("\n  - {problem}")).collect()
+}
+
+/// What the margin of the ONNX graph in `bytes` is the sum of, without ONNX Runtime; `None` for a graph that is no such sum.
+///
+/// Errors: every way in which the graph is not what `shape` says or uses what a bundle may not, as sentences.
+pub fn read_graph(bytes: &[u8], shape: &GraphShape) -> Result<Option<Additive>, Vec<String>> {
+    let problems = graph::problems(bytes, shape, None);
+    if problems.is_empty() { Ok(trees::read(bytes, shape)) } else { Err(problems) }
 }
 
 /// How a model is loaded.

@@ -15,8 +15,11 @@ const FLOAT: i64 = 1;
 const WAY_MAX: usize = 16;
 
 /// A margin that is a sum.
-pub(super) enum Additive {
+#[derive(Debug)]
+pub enum Additive {
+    /// Of leaves.
     Forest(Forest),
+    /// Of columns.
     Linear(Linear),
 }
 
