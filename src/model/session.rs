@@ -21,6 +21,8 @@ static LOADING: Mutex<()> = Mutex::new(());
 pub struct Runtime {
     environment: Environment,
     library: PathBuf,
+    /// The same without links.
+    resolved: PathBuf,
 }
 
 impl Runtime {
@@ -32,7 +34,9 @@ impl Runtime {
         let unusable = |problem: String| Error::Library { path: path.to_owned(), problem };
         let _one_at_a_time = LOADING.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(runtime) = RUNTIME.get() {
-            let same = runtime.library == path;
+            // By what is there: a path may be relative, or lead over a link.
+            let same =
+                runtime.library == path || std::fs::canonicalize(path).is_ok_and(|path| path == runtime.resolved);
             return if same {
                 Ok(runtime)
             } else {
@@ -58,7 +62,8 @@ impl Runtime {
             .map_err(|error| unusable(chain(&error)))?;
         // It tells every failure to the caller too, and would write text of its own between the lines of the log.
         environment.set_log_level(ort::logging::LogLevel::Fatal);
-        Ok(RUNTIME.get_or_init(|| Runtime { environment, library: path.to_owned() }))
+        let resolved = std::fs::canonicalize(path).map_err(|error| unusable(error.to_string()))?;
+        Ok(RUNTIME.get_or_init(|| Runtime { environment, library: path.to_owned(), resolved }))
     }
 
     /// What ONNX Runtime says of its own build.
