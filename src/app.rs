@@ -322,6 +322,8 @@ pub fn setup(
             threads: config.server.workers(),
             inline_row_us_max: config.models.inline_row_us_max,
             wait_ms_max: config.models.turn_wait_ms_max,
+            // Of the places for requests in flight the customers of other models are to have most.
+            waiting_max: config.limits.in_flight_max.div_ceil(4),
         }),
     };
     let entry = |entry: &Serve| -> Result<Entry, PolicyError> {

@@ -85,6 +85,11 @@ impl Options {
             wrong(self.algorithms.is_empty(), "jwt.algorithms", "expected at least one");
             let (file, url) = (!self.jwks_file.as_os_str().is_empty(), !self.jwks_url.is_empty());
             wrong(file == url, "jwt.jwks_file", "expected either a file or jwt.jwks_url");
+            let has_ca = !self.jwks_ca.as_os_str().is_empty();
+            wrong(has_ca && !self.jwks_url.starts_with("https:"), "jwt.jwks_ca", "is for a jwt.jwks_url with https");
+            if let Some(problem) = has_ca.then(|| trusting(&self.jwks_ca).err()).flatten() {
+                wrong(true, "jwt.jwks_ca", &problem);
+            }
             let is_safe = self.jwks_url.parse::<ureq::http::Uri>().is_ok_and(|url| {
                 let is_here = matches!(url.host(), Some("127.0.0.1" | "localhost" | "[::1]"));
                 url.scheme_str() == Some("https") || (url.scheme_str() == Some("http") && is_here)
@@ -359,7 +364,7 @@ fn fetch(url: &str, ca: &Path) -> Result<Vec<u8>, String> {
 
 /// Trust in the certificates of a PEM file, and in no other.
 fn trusting(ca: &Path) -> Result<TlsConfig, String> {
-    let told = |error: &dyn std::fmt::Display| format!("jwks_ca: {} cannot be used: {error}", ca.display());
+    let told = |error: &dyn std::fmt::Display| format!("{} cannot be used: {error}", ca.display());
     let pem = std::fs::read(ca).map_err(|error| told(&error))?;
     let parsed: Result<Vec<PemItem>, _> = ureq::tls::parse_pem(&pem).collect();
     let is_certificate = |item| match item {

@@ -17,6 +17,7 @@ use crate::domain::money::Money;
 use crate::domain::policy::allocation::{self, Offer, VALUE_MAX};
 use crate::domain::policy::assessment::{self, Assessment, Choice, Refused};
 use crate::domain::record::Record;
+use crate::ledger::Receipt;
 
 /// Decisions on many records that share a budget.
 #[derive(Debug)]
@@ -79,9 +80,21 @@ impl Engine {
             chunk.now_ms = now_ms;
             self.conclude(serving, records, chunk, addressed, choosing, &mut batch);
             let inputs = &inputs[from..from + records.len()];
+            // Not more than two parts wait for the ledger at a time: its queue is for all.
+            if let Some((_, before)) = parts.len().checked_sub(2).and_then(|at| parts.get_mut(at)) {
+                settle(before);
+            }
             parts.push((records.len(), self.record_batch(serving, records, inputs, batch, draw)));
         }
         Allotted { parts, value_max }
+    }
+}
+
+/// Waits until a part is on record.
+fn settle(part: &mut Result<Batch, Error>) {
+    let Ok(batch) = part else { return };
+    if let Err(error) = std::mem::replace(&mut batch.receipt, Receipt::done()).kept_blocking() {
+        *part = Err(error.into());
     }
 }
 

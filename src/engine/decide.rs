@@ -189,12 +189,13 @@ impl<'s> Asked<'s> {
     ///
     /// Errors: [`Error::NoChallenger`].
     pub(super) fn new(serving: &'s Serving, who: Option<Who>, addressed: Option<Arm>) -> Result<Self, Error> {
-        let asked = Self { arm: serving.arm_of(who, addressed), watched: serving.canary(addressed).zip(who) };
-        if asked.arm == Arm::Challenger {
+        let (arm, watched) = (serving.arm_of(who, addressed), serving.canary(addressed).zip(who));
+        if arm == Arm::Challenger {
             serving.idle.as_ref().ok_or(Error::NoChallenger)?;
-            asked.watched.iter().for_each(|(trial, _)| trial.started(Arm::Challenger));
+            watched.iter().for_each(|(trial, _)| trial.started(Arm::Challenger));
         }
-        Ok(asked)
+        // From here on what was started is settled or withdrawn.
+        Ok(Self { arm, watched })
     }
 
     /// What follows from what the arm said. Where a challenger under trial could not give a score that is `None`, and the champion has

@@ -33,7 +33,7 @@ mod watch;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 
@@ -213,6 +213,11 @@ impl Engine {
     /// Whether the engine closes.
     pub fn is_closing(&self) -> bool {
         self.closing.load(Ordering::Relaxed)
+    }
+
+    /// How long a record has to wait although nothing waits before it: for the commit that is under way, and for its own.
+    pub fn record_takes(&self) -> Duration {
+        self.ledger.as_ref().map_or(Duration::ZERO, |ledger| 2 * ledger.state().commit())
     }
 
     /// The time, milliseconds since 1970.

@@ -20,6 +20,9 @@ const HORIZON_SECS: f64 = 0.2;
 const CHANGE: (f64, f64) = (0.2, 1.2);
 /// The growth of the delay that is believed, in seconds a second.
 const GROWTH: (f64, f64) = (-0.5, 4.0);
+/// The share of its time in which a worker computes that is behind because more comes than it can do; the rest is its neighbours' on the same
+/// processors.
+const BUSY: f64 = 0.4;
 /// Some are always admitted, or nobody would learn that it is over.
 const SHARE_MIN: f64 = 0.02;
 
@@ -96,7 +99,7 @@ impl Drop for Held {
     }
 }
 
-/// A request of this worker waited for its record.
+/// A request of this worker waited so long for its record because of those before it.
 pub(super) fn waited(duration: Duration) {
     GATE.with(|gate| {
         gate.records.set(gate.records.get() + 1);
@@ -119,6 +122,8 @@ pub(super) async fn watch(number: usize, target: Duration, metrics: Arc<Metrics>
     let [shares, delays] = metrics.admission(number);
     let mut law = Law::new(target.as_secs_f64());
     let mut last = Instant::now();
+    let mut for_records = Duration::ZERO;
+    let mut worked = thread_time();
     let mut quiet = true;
     loop {
         if quiet {
@@ -129,18 +134,31 @@ pub(super) async fn watch(number: usize, target: Duration, metrics: Arc<Metrics>
         let lag = due.elapsed();
         let since = last.elapsed();
         last = Instant::now();
+        let before = std::mem::replace(&mut worked, thread_time());
+        let is_busy = (worked - before).as_secs_f64() > BUSY * since.as_secs_f64();
         GATE.with(|gate| {
             let (came, records, waited) = (gate.came.take(), gate.records.take(), gate.waited.take());
-            let delay = lag + waited.checked_div(records).unwrap_or_default();
+            // Between two commits nothing is heard of: then it is as it was.
+            for_records = match waited.checked_div(records) {
+                None if came == 0 => Duration::ZERO,
+                mean => mean.unwrap_or(for_records),
+            };
+            let delay = lag + for_records;
             // What came last is looked at once more, so that nothing of it stays.
             quiet = came == 0;
-            let share = law.look(delay.as_secs_f64(), since.as_secs_f64(), came);
+            let share = law.look(delay.as_secs_f64(), since.as_secs_f64(), came, is_busy);
             gate.share.set(share);
             gate.lag.set(if came < QUEUE_MIN { Duration::ZERO } else { lag });
             shares.set(share);
             delays.set(delay.as_secs_f64());
         });
     }
+}
+
+/// The processor time of this thread.
+fn thread_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::try_from(time).unwrap_or_default()
 }
 
 /// How the share follows from the delay. While a queue grows by `g` seconds a second, `1 + g` times as much comes as is done: the share is
@@ -152,18 +170,22 @@ struct Law {
     target_secs: f64,
     share: f64,
     delay_secs: f64,
+    /// Whether the look before found too long a queue.
+    was_long: bool,
 }
 
 impl Law {
     fn new(target_secs: f64) -> Self {
-        Self { target_secs, share: 1.0, delay_secs: 0.0 }
+        Self { target_secs, share: 1.0, delay_secs: 0.0, was_long: false }
     }
 
-    /// The share to admit from now on, when requests are delayed by `delay_secs`, and `came` have come in the last `since_secs`.
-    fn look(&mut self, delay_secs: f64, since_secs: f64, came: u32) -> f64 {
+    /// The share to admit from now on, when requests are delayed by `delay_secs`, and `came` have come in the last `since_secs`. A worker that
+    /// was not busy in that time was held up by something else, a disk or a neighbour, and may be done with what stands before it in a moment:
+    /// there a queue has to be found twice.
+    fn look(&mut self, delay_secs: f64, since_secs: f64, came: u32, is_busy: bool) -> f64 {
         let before = std::mem::replace(&mut self.delay_secs, delay_secs);
         if came < QUEUE_MIN {
-            self.share = 1.0;
+            (self.share, self.was_long) = (1.0, false);
             return self.share;
         }
         let beat = BEAT.as_secs_f64();
@@ -172,7 +194,13 @@ impl Law {
         // Whoever looks waits in the queue too: so long is it until the next look.
         let next_secs = delay_secs + growth * delay_secs.max(beat);
         let (down, up) = CHANGE;
-        self.share *= if next_secs > self.target_secs { change.clamp(down, 1.0) } else { change.clamp(1.0, up) };
+        let is_long = next_secs > self.target_secs;
+        let was_long = std::mem::replace(&mut self.was_long, is_long);
+        self.share *= match is_long {
+            true if is_busy || was_long => change.clamp(down, 1.0),
+            true => 1.0,
+            false => change.clamp(1.0, up),
+        };
         self.share = self.share.clamp(SHARE_MIN, 1.0);
         self.share
     }
@@ -203,7 +231,7 @@ mod tests {
             let done = since.min(waiting_secs + work);
             answered += done * law.share / (law.share + (1.0 - law.share) * refusal);
             waiting_secs = waiting_secs + work - done;
-            law.look(waiting_secs, since, came as u32);
+            law.look(waiting_secs, since, came as u32, true);
             now += since;
             if now > 0.3 {
                 (most, sum, looks) = (most.max(waiting_secs), sum + waiting_secs, looks + 1.0);
@@ -233,18 +261,23 @@ mod tests {
         let mut law = Law::new(0.04);
         for at in 0..1_000 {
             let delay_secs = 0.03 * f64::from(at) / 1_000.0;
-            assert_eq!(law.look(delay_secs, 0.005, 1_000), 1.0, "{delay_secs}");
+            assert_eq!(law.look(delay_secs, 0.005, 1_000, true), 1.0, "{delay_secs}");
         }
     }
 
     #[test]
     fn a_burst_and_a_busy_machine_are_no_overload() {
         let mut law = Law::new(0.04);
-        assert_eq!(law.look(0.012, 0.012, 1_000), 1.0, "what is over at the next look");
+        assert_eq!(law.look(0.012, 0.012, 1_000, true), 1.0, "what is over at the next look");
         for _ in 0..100 {
-            assert_eq!(law.look(0.5, 0.5, QUEUE_MIN - 1), 1.0, "few are no queue");
+            assert_eq!(law.look(0.5, 0.5, QUEUE_MIN - 1, true), 1.0, "few are no queue");
         }
-        assert!(law.look(0.6, 0.6, 1_000) < 0.5, "many are");
-        assert_eq!(law.look(0.0, 0.005, 0), 1.0, "nobody is there any more");
+        assert!(law.look(0.6, 0.6, 1_000, true) < 0.5, "many are");
+        assert_eq!(law.look(0.0, 0.005, 0, true), 1.0, "nobody is there any more");
+        // A worker that did next to nothing was held up, and is done with what came meanwhile before it looks again.
+        assert_eq!(law.look(0.1, 0.1, 200, false), 1.0);
+        assert_eq!(law.look(0.0, 0.005, 10, false), 1.0);
+        assert_eq!(law.look(0.1, 0.1, 200, false), 1.0);
+        assert!(law.look(0.1, 0.1, 200, false) < 1.0, "what stays is a queue, whoever made it");
     }
 }

@@ -26,7 +26,7 @@ use super::trace::REQUEST_ID;
 use super::wire::{self, Scratch};
 use super::wire_batch::{self, Item};
 use super::wire_problem;
-use super::{Shared, arrow, blocking, blocking_for, extract, json};
+use super::{Shared, arrow, blocking_for, extract, json};
 use crate::domain::decision::{Arm, Decision};
 use crate::domain::money::Money;
 use crate::domain::record::Record;
@@ -41,7 +41,7 @@ use crate::engine::{Draw, Serving};
 ///
 /// `application/vnd.apache.arrow.stream` is an Arrow IPC stream, answered by another: columns `customer_id`, one for each feature by
 /// its name, `context.NAME` and `context.audit.NAME`. Answers have `decision_id`, `decided_at`, `score`, `tier`, `action`, `cost`,
-/// `currency`, `expected_effectiveness`, `expected_value`, `value_at_stake`, `holdout`, `arm`, `model_version`, `policy_version`, and
+/// `currency`, `expected_effectiveness`, `expected_value`, `uplift`, `value_at_stake`, `holdout`, `arm`, `model_version`, `policy_version`, and
 /// `problem`: the document of the row's own problem, as JSON, where it has one; then all others are null. Reasons and counterfactuals
 /// cannot be asked for.
 #[utoipa::path(
@@ -285,14 +285,20 @@ impl Job {
     /// reader that is slow slows its own sender and nothing grows.
     fn stream(self, body: Body, permit: OwnedSemaphorePermit, deadline: Deadline) -> Body {
         let lines = Lines::new(body);
+        // Work that goes on when its caller has gone keeps the permit until it ends.
+        let permit = Arc::new(permit);
         let answers = stream::unfold(Some((self, lines, permit)), move |state| async move {
             let (job, mut lines, permit) = state?;
             match deadline.within(lines.next(&job.shared.limits)).await {
                 Ok(None) => None,
                 Ok(Some(chunk)) => {
                     // A stream has no end: it must not hold on to a model that has lost its customers.
-                    let worker = job.of_now();
-                    let text = AssertUnwindSafe(blocking(move || worker.lines(&chunk))).catch_unwind().await;
+                    let (worker, held) = (job.of_now(), permit.clone());
+                    let work = blocking_for(deadline, move |_| {
+                        let _held = held;
+                        worker.lines(&chunk)
+                    });
+                    let text = AssertUnwindSafe(work).catch_unwind().await;
                     let panicked = |_| {
                         job.shared.engine.metrics().panicked();
                         Err(Problem::new(Code::Internal, "the rows could not be answered"))

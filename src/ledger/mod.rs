@@ -65,6 +65,8 @@ pub struct State {
     seq: AtomicUsize,
     /// The write-ahead log is large and nearly all of it was copied: the writer shall copy the rest, so that it starts anew.
     log_full: AtomicBool,
+    /// How long the last commit took, in microseconds.
+    commit_us: AtomicUsize,
     failing: AtomicBool,
     closing: AtomicBool,
 }
@@ -73,6 +75,11 @@ impl State {
     /// Records that wait to be written.
     pub fn waiting(&self) -> usize {
         self.waiting.load(Ordering::Relaxed)
+    }
+
+    /// How long the last commit took.
+    pub fn commit(&self) -> Duration {
+        Duration::from_micros(self.commit_us.load(Ordering::Relaxed) as u64)
     }
 
     /// Groups that could not be written.

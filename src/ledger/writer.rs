@@ -157,6 +157,7 @@ impl Writer {
         });
         self.desk.committed = Instant::now();
         self.desk.took = self.desk.committed - begun;
+        self.desk.state.commit_us.store(self.desk.took.as_micros() as usize, Ordering::Relaxed);
         match result {
             Ok(fresh) => {
                 self.recovered();

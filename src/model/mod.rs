@@ -150,7 +150,13 @@ impl Model {
         let read = trees::read(&bundle.graph, &bundle.card.graph);
         let (mut evaluator, evaluator_reason) =
             evaluator::Evaluator::choose(runtime, &bundle, read.as_ref(), platt, options.evaluator)?;
-        let pace = probe::pace(&bundle, &evaluator)?;
+        let uplift = bundle.card.uplift.as_ref();
+        let mut estimator = uplift.map(|uplift| uplift::Estimator::new(runtime, &bundle, uplift)).transpose()?;
+        let mut pace = probe::pace(&bundle, &evaluator)?;
+        if let Some(estimator) = &estimator {
+            // Where it is wanted it is a part of the answer, row by row.
+            pace.add_to_each_row(estimator.row_us(&bundle)?);
+        }
         let (plan, turns_reason) = Plan::choose(&pace, options.turns);
         // No request's thread scores by a slow model itself, and those that do long work may wait for one another: each of its lanes is
         // as large as its graph.
@@ -162,11 +168,10 @@ impl Model {
         // Its own threads, and all others.
         let lanes = plan.map_or(options.lanes, |plan| 2 * plan.threads);
         let mut problems = Vec::new();
-        let estimator = bundle.card.uplift.as_ref();
-        let estimator = estimator
-            .map(|uplift| uplift::Estimator::new(runtime, &bundle, uplift, lanes, &mut problems))
-            .transpose()?
-            .map(Arc::new);
+        if let Some((estimator, uplift)) = estimator.as_mut().zip(bundle.card.uplift.as_ref()) {
+            estimator.grow(runtime, &bundle, uplift, lanes, &mut problems)?;
+        }
+        let estimator = estimator.map(Arc::new);
         if !problems.is_empty() {
             problems.truncate(10);
             return Err(Error::Probe { model: id, problems });

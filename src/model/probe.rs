@@ -46,6 +46,13 @@ pub struct Pace {
 }
 
 impl Pace {
+    /// Counts what every row takes besides, alone or in a run, in microseconds.
+    pub(super) fn add_to_each_row(&mut self, us: f64) {
+        for (rows, run_us) in RUNS.into_iter().zip(&mut self.runs_us) {
+            *run_us += rows as f64 * us;
+        }
+    }
+
     /// Rows of a run, and the median time that it takes, in microseconds.
     pub fn runs(&self) -> impl Iterator<Item = (usize, f64)> {
         RUNS.into_iter().zip(self.runs_us)

@@ -18,8 +18,6 @@ use crate::domain::bundle::uplift::Uplifts;
 const NICE: i32 = 10;
 /// Larger runs have to make a row cheaper by a tenth at least: all of them wait for the whole run.
 const WORTHWHILE: f64 = 0.9;
-/// Rows that may wait, whatever the pace.
-const WAITING_MAX: usize = 4_096;
 
 /// When single rows wait for their turn, and for how long.
 #[derive(Debug, Clone, Copy)]
@@ -30,6 +28,8 @@ pub struct Options {
     pub inline_row_us_max: u64,
     /// How long the last one in the queue may have to wait by the pace of the probe, in milliseconds.
     pub wait_ms_max: u64,
+    /// Rows that may wait, whatever the pace. At least 1.
+    pub waiting_max: usize,
 }
 
 /// How single rows of a slow model are scored.
@@ -46,7 +46,7 @@ pub struct Plan {
 impl Plan {
     /// How single rows are scored at this `pace`, and why; with none on the thread that asks.
     pub(super) fn choose(pace: &Pace, options: Option<Options>) -> (Option<Self>, String) {
-        let Some(Options { threads, inline_row_us_max, wait_ms_max }) = options else {
+        let Some(Options { threads, inline_row_us_max, wait_ms_max, waiting_max }) = options else {
             return (None, "nobody else waits for the thread that asks".to_owned());
         };
         let alone = pace.runs_us[0];
@@ -63,7 +63,7 @@ impl Plan {
             }
         }
         let in_time = wait_ms_max as f64 * 1e3 / row_us * threads as f64;
-        let waiting_max = (in_time as usize).clamp(run_rows, WAITING_MAX);
+        let waiting_max = (in_time as usize).clamp(run_rows, waiting_max.max(run_rows));
         let gain = match run_rows {
             1 if !pace.rows_alike => {
                 "the bits of a score depend on the rows beside it, so each is scored alone".to_owned()
@@ -256,7 +256,7 @@ mod tests {
     use crate::domain::evaluator;
     use crate::domain::reason::linear::Linear;
 
-    const OPTIONS: Options = Options { threads: 2, inline_row_us_max: 250, wait_ms_max: 100 };
+    const OPTIONS: Options = Options { threads: 2, inline_row_us_max: 250, wait_ms_max: 100, waiting_max: 4_096 };
 
     fn plan(runs_us: [f64; 3], rows_alike: bool) -> (Option<Plan>, String) {
         Plan::choose(&Pace { runs_us, rows_alike }, Some(OPTIONS))
@@ -270,7 +270,7 @@ mod tests {
         assert_eq!(of([3_000.0, 6_000.0, 24_000.0]), Some((8, 266)), "32 are no better than 8");
         assert_eq!(of([3_000.0, 24_000.0, 96_000.0]), Some((1, 66)));
         assert_eq!(of([1e6, 8e6, 3.2e7]), Some((1, 1)), "somebody may always wait");
-        assert_eq!(of([251.0, 251.0, 251.0]), Some((32, WAITING_MAX)));
+        assert_eq!(of([251.0, 251.0, 251.0]), Some((32, OPTIONS.waiting_max)));
         let (plan, why) = plan([3_000.0, 6_000.0, 12_800.0], false);
         assert_eq!(plan.map(|plan| plan.run_rows), Some(1), "replay would find other bits");
         assert!(why.contains("alone"), "{why}");

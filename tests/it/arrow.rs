@@ -262,6 +262,27 @@ async fn rows_and_bytes_of_a_record_batch_are_bounded() {
     let long = "x".repeat(30_000);
     let answer = post(&service, "/v1/score/batch", changed(&[("context.note", texts(&[Some(&long)]))])).await;
     assert_eq!(answer.problem(0)["code"], "body_too_large");
+    // Of a row, and of what is recorded of all of them, as JSON.
+    let notes: Vec<(String, Option<ArrayRef>)> =
+        (0..20).map(|at| (format!("context.n{at}"), texts(&[Some(&long[..1_000])]))).collect();
+    let notes: Vec<(&str, Option<ArrayRef>)> = notes.iter().map(|(name, note)| (name.as_str(), note.clone())).collect();
+    let small = Service::start(&["limits.body_bytes_max=10000"]);
+    assert_eq!(post(&small, "/v1/score/batch", changed(&notes)).await.problem(0)["code"], "body_too_large");
+    let few = Service::start(&["limits.batch_body_bytes_max=25000"]);
+    let rows = vec![customer(); 100];
+    let answer = post(&few, "/v1/score/batch", stream(&[batch(columns(&rows[..30])), batch(columns(&rows))])).await;
+    assert_eq!((answer.rows.len(), answer.problem(30)["code"].as_str()), (31, Some("body_too_large")));
+}
+
+#[tokio::test]
+async fn columns_are_bounded_before_anything_is_held_of_them() {
+    for (prefix, place) in [("context.audit.", "/context/audit"), ("context.", "/context")] {
+        let many: Vec<String> = (0..3_000).map(|at| format!("{prefix}a{at}")).collect();
+        let many: Vec<(&str, Option<ArrayRef>)> =
+            many.iter().map(|name| (name.as_str(), texts(&[Some("x")]))).collect();
+        let answer = post(shared(), "/v1/score/batch", changed(&many)).await;
+        assert_eq!((answer.status, answer.pointers()), (422, vec![place.to_owned()]), "{}", answer.text);
+    }
 }
 
 #[tokio::test]

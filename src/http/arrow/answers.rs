@@ -70,6 +70,7 @@ fn schema() -> Schema {
         field("currency", DataType::Utf8),
         field("expected_effectiveness", DataType::Float64),
         field("expected_value", DataType::Float64),
+        field("uplift", DataType::Float64),
         field("value_at_stake", DataType::Float64),
         field("holdout", DataType::Boolean),
         field("arm", DataType::Utf8),
@@ -91,6 +92,7 @@ struct Builders {
     currency: StringBuilder,
     expected_effectiveness: Float64Builder,
     expected_value: Float64Builder,
+    uplift: Float64Builder,
     value_at_stake: Float64Builder,
     holdout: BooleanBuilder,
     arm: StringBuilder,
@@ -111,6 +113,7 @@ impl Builders {
         self.currency.append_value(decision.policy.currency());
         self.expected_effectiveness.append_value(intervention.expected_effectiveness);
         self.expected_value.append_option(decision.choice.expected_value);
+        self.uplift.append_option(decision.choice.uplift);
         self.value_at_stake.append_option(decision.value_at_stake);
         self.holdout.append_value(decision.choice.holdout);
         self.arm.append_value(decision.arm.name());
@@ -138,6 +141,7 @@ impl Builders {
             &mut self.cost,
             &mut self.expected_effectiveness,
             &mut self.expected_value,
+            &mut self.uplift,
             &mut self.value_at_stake,
         ] {
             numbers.append_null();
@@ -156,6 +160,7 @@ impl Builders {
             Arc::new(self.currency.finish()),
             Arc::new(self.expected_effectiveness.finish()),
             Arc::new(self.expected_value.finish()),
+            Arc::new(self.uplift.finish()),
             Arc::new(self.value_at_stake.finish()),
             Arc::new(self.holdout.finish()),
             Arc::new(self.arm.finish()),

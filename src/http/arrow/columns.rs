@@ -18,7 +18,7 @@ use super::messages::{is_number, is_read, is_text};
 use crate::domain::bundle::card::Card;
 use crate::domain::bundle::feature::{Feature, Kind, Missing};
 use crate::domain::nearest::nearest;
-use crate::domain::policy::fit::AUDIT;
+use crate::domain::policy::fit::{AUDIT, AUDIT_MAX};
 use crate::domain::record::{Entries, Record, Value};
 use crate::domain::violation::{Code, LISTED_MAX, Violation, pointer};
 
@@ -54,7 +54,8 @@ impl Columns {
         let mut features: Vec<Option<Column>> = card.features.iter().map(|_| None).collect();
         let (mut context, mut audit) = (Vec::<Column>::new(), Vec::<Column>::new());
         for (at, field) in schema.fields().iter().enumerate() {
-            if violations.len() >= LISTED_MAX {
+            // What is looked at, held and filled for each row is bounded before anything is.
+            if violations.len() >= LISTED_MAX || context.len() > CONTEXT_MAX || audit.len() > AUDIT_MAX {
                 break;
             }
             let name = field.name().as_str();
@@ -89,6 +90,9 @@ impl Columns {
         }
         if context.len() + usize::from(!audit.is_empty()) > CONTEXT_MAX {
             violations.push(Violation::new("/context", Code::TooMany, format!("at most {CONTEXT_MAX} columns")));
+        }
+        if audit.len() > AUDIT_MAX {
+            violations.push(Violation::new("/context/audit", Code::TooMany, format!("at most {AUDIT_MAX} columns")));
         }
         let missing = card
             .features

@@ -98,8 +98,15 @@ impl Decoder {
             return Err(Problem::new(Code::BodyTooLarge, format!("all dictionaries may have {bytes_max} bytes")));
         }
         // Refuses what is not in the schema.
-        read_dictionary(body, dictionary, &self.schema, &mut self.dictionaries, &head.version())
-            .map_err(|error| malformed(&error))
+        // Of a copy: what is kept must not hold on to the message that it came in, nor to what came before that.
+        read_dictionary(
+            &Buffer::from(body.as_slice()),
+            dictionary,
+            &self.schema,
+            &mut self.dictionaries,
+            &head.version(),
+        )
+        .map_err(|error| malformed(&error))
     }
 }
 

@@ -18,8 +18,9 @@ use futures_util::{FutureExt, stream};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::batch::Job;
-use super::deadline::Deadline;
+use super::deadline::{Caller, Deadline};
 use super::layers::Timing;
+use super::lines::row_too_large;
 use super::problem::{Code, Problem};
 use super::rows::{AHEAD, Decided, ROWS, Read};
 use super::{blocking, extract, json};
@@ -55,15 +56,20 @@ pub(super) async fn stream(
     let columns = Columns::new(decoder.schema(), job.serving.model.card()).map_err(Problem::invalid)?;
     let answers = Answers::new().map_err(|error| malformed(&error))?;
     let work = Work { decoder, columns: Arc::new(columns), answers };
-    let state = State { job, messages, work, _permit: permit };
+    let state = State { job, messages, work, permit: Arc::new(permit) };
     Ok(Body::from_stream(stream::unfold(Some(state), move |state| async move {
         let mut state = state?;
         let problem = match deadline.within(state.messages.next(&state.job.shared.limits)).await {
             Ok(Some(message)) => {
                 // A stream has no end: it must not hold on to a model that has lost its customers.
-                let (job, mut work) = (state.job.of_now(), state.work);
-                let answered =
-                    AssertUnwindSafe(blocking(move || (work.answer(&job, &message), work))).catch_unwind().await;
+                let (job, mut work, held) = (state.job.of_now(), state.work, state.permit.clone());
+                let (caller, presence) = Caller::new(deadline);
+                let answering = blocking(move || {
+                    let _held = held;
+                    (work.answer(&job, &message, &caller), work)
+                });
+                let answered = AssertUnwindSafe(answering).catch_unwind().await;
+                drop(presence);
                 if answered.is_err() {
                     state.job.shared.engine.metrics().panicked();
                 }
@@ -95,8 +101,8 @@ struct State {
     job: Job,
     messages: Messages,
     work: Work,
-    /// Leave for long work, for as long as there is any.
-    _permit: OwnedSemaphorePermit,
+    /// Leave for long work, for as long as there is any: work that goes on when its caller has gone keeps it until it ends.
+    permit: Arc<OwnedSemaphorePermit>,
 }
 
 /// What messages are answered with, on the threads for long work.
@@ -110,7 +116,7 @@ impl Work {
     /// The answer to a message: record batches of at most [`ROWS`] rows, or nothing to a dictionary.
     ///
     /// Errors: a message that cannot be read.
-    fn answer(&mut self, job: &Job, message: &Message) -> Result<Bytes, Problem> {
+    fn answer(&mut self, job: &Job, message: &Message, caller: &Caller) -> Result<Bytes, Problem> {
         let Some(batch) = self.decoder.rows(message, &job.shared.limits)? else { return Ok(Bytes::new()) };
         let columns = self.columns.clone();
         let table = columns.table(&batch);
@@ -118,9 +124,23 @@ impl Work {
         let draw = engine.draw(&job.serving, batch.num_rows());
         let mut timing = Timing::default();
         let mut ahead = VecDeque::with_capacity(AHEAD + 1);
+        let (mut kept, bytes_max) = (0, job.shared.limits.batch_body_bytes_max);
         for from in (0..batch.num_rows()).step_by(ROWS) {
-            let read = read(job, &table, from..batch.num_rows().min(from + ROWS));
-            ahead.push_back(read.decide(engine, &job.serving, job.addressed, draw));
+            let rows = from..batch.num_rows().min(from + ROWS);
+            caller.is_there()?;
+            ahead.push_back(match caller.waits() {
+                Ok(()) => {
+                    let (read, bytes) = read(job, &table, rows);
+                    kept += bytes;
+                    if kept > bytes_max {
+                        let detail = format!("the rows of a record batch may have {bytes_max} bytes as JSON, which is what is recorded of them");
+                        return Err(Problem::new(Code::BodyTooLarge, detail));
+                    }
+                    read.decide(engine, &job.serving, job.addressed, draw)
+                }
+                // What was decided so far is on record, and answered.
+                Err(late) => Decided::refused(&late, rows.len()),
+            });
             if ahead.len() > AHEAD
                 && let Some(decided) = ahead.pop_front()
             {
@@ -139,28 +159,35 @@ impl Work {
     }
 }
 
-/// The records of `rows`, each with the JSON that is kept of it where anything is.
-fn read<'b>(job: &Job, table: &'b Table, rows: Range<usize>) -> Read<'b> {
+/// The records of `rows`, each with the JSON that is kept of it where anything is, and how long that is in all.
+fn read<'b>(job: &Job, table: &'b Table, rows: Range<usize>) -> (Read<'b>, usize) {
     let engine = &job.shared.engine;
     let is_recorded = engine.needs_ledger().is_ok();
+    let row_bytes_max = job.shared.limits.body_bytes_max;
     let mut text = Vec::new();
     let mut ends = Vec::with_capacity(rows.len());
     let mut records = Vec::with_capacity(rows.len());
     for row in rows {
-        let record = table.record(row, |record| engine.violations(&job.serving, record));
-        if let (Ok(record), true) = (&record, is_recorded) {
-            json::write(record, &mut text);
+        let mut record = table.record(row, |record| engine.violations(&job.serving, record)).map_err(Problem::invalid);
+        let begin = text.len();
+        if let (Ok(known), true) = (&record, is_recorded) {
+            json::write(known, &mut text);
+            if text.len() - begin > row_bytes_max {
+                text.truncate(begin);
+                record = Err(row_too_large(row_bytes_max));
+            }
         }
         ends.push(text.len());
-        records.push(record.map_err(Problem::invalid));
+        records.push(record);
     }
     // One piece of memory for all of them.
     let text = Bytes::from(text);
+    let bytes = text.len();
     let mut read = Read::default();
     let mut begin = 0;
     for (record, end) in records.into_iter().zip(ends) {
         read.push(record.map(|record| (record, text.slice(begin..end))));
         begin = end;
     }
-    read
+    (read, bytes)
 }
