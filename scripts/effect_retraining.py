@@ -100,13 +100,16 @@ def serve(place, models, receiver, ledger):
 
 
 def looks(server, count):
-    """Waits until the measures of everything that is on record were made, `count` times more."""
+    """Waits until the measures of everything that is on record were made, `count` times more; without any measure all that follows from
+    it would say nothing."""
     client, begun = Client(server.admin), time.monotonic()
-    while time.monotonic() - begun < WAIT_SECS:
+    while True:
         text = client.ask("GET", "/metrics")[2].decode()
         spend = re.search(r'^mainstay_kpi\{model="telco-churn",kpi="spend",bound="value"\} ([\d.]+)$', text, re.MULTILINE)
         if spend and float(spend[1]) > 0:
             break
+        if time.monotonic() - begun > WAIT_SECS:
+            raise Failed(f"nothing was measured within {WAIT_SECS} s")
         time.sleep(0.1)
     # Each is a second after the other.
     time.sleep(1.5 * count)

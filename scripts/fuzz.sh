@@ -3,6 +3,7 @@
 # Only this crate is compiled for it (fuzz/rustc.sh); its dependencies are those of the tests.
 #
 #     scripts/fuzz.sh [TARGET …]     MINUTES=10 for each, or a fraction; without a TARGET all of them
+#     FIXED=1 scripts/fuzz.sh        a fixed seed and number of runs, from the corpus alone: about a minute in all. What threads do still differs a little
 #
 # What takes a new way through the code is kept in target/fuzz/TARGET and begins the next run; an input that breaks a law lies in
 # target/fuzz/broken. Put it into fuzz/corpus/TARGET with the mend: `cargo test --test corpus` runs it from then on.
@@ -29,15 +30,37 @@ length() { # the longest input that is worth trying
     esac
 }
 
+runs() { # of a fixed run: what takes some four to fifteen seconds, by how busy the machine is
+    case $1 in
+    request | manifest) echo 80000 ;;
+    edge) echo 40000 ;;
+    policy) echo 190000 ;;
+    experiment) echo 370000 ;;
+    keys) echo 75000 ;;
+    graph) echo 160000 ;;
+    forest) echo 120000 ;;
+    ledger) echo 560 ;;
+    *) echo 1000 ;;
+    esac
+}
+
 broken=()
 mkdir -p target/fuzz/broken
 for target in "${TARGETS[@]}"; do
-    mkdir -p "target/fuzz/$target"
+    kept=target/fuzz/$target
     log=target/fuzz/$target.log
     # An input may take 20 seconds and half a gigabyte: more than its size lets expect by far.
-    if MAINSTAY_FUZZ=$target "$BINARY" -max_total_time="$SECONDS_EACH" -max_len="$(length "$target")" -timeout=20 \
+    bounds=(-max_total_time="$SECONDS_EACH" -timeout=20)
+    if [[ -n ${FIXED:-} ]]; then
+        kept=target/fuzz/fixed/$target
+        rm -rf "$kept"
+        # How busy the machine is must not tell.
+        bounds=(-seed=1 -runs="$(runs "$target")" -timeout=120)
+    fi
+    mkdir -p "$kept"
+    if MAINSTAY_FUZZ=$target "$BINARY" "${bounds[@]}" -max_len="$(length "$target")" \
         -rss_limit_mb=512 -print_final_stats=1 -artifact_prefix="target/fuzz/broken/$target-" \
-        "target/fuzz/$target" "fuzz/corpus/$target" >"$log" 2>&1; then
+        "$kept" "fuzz/corpus/$target" >"$log" 2>&1; then
         awk -v target="$target" '/INITED/ { first = $4 } /DONE/ { last = $4; corpus = $8; rate = $12 }
             /number_of_executed_units/ { runs = $2 }
             END { printf "fuzz: %-10s %10d runs, %s edges (the corpus: %s)\n", target, runs, last, first }' "$log"

@@ -36,10 +36,14 @@ pub(crate) const ALL: [Target; 9] = [
     Target { name: "ledger", is_text: false, run: ledger::run },
 ];
 
-/// A directory that is gone when it is dropped: in memory, where files can be.
+/// Where files are kept in memory, and how many bytes have to be free there: a container often has 64 MB, which is soon full.
+const MEMORY: &str = "/dev/shm";
+const MEMORY_MIN: u64 = 512 << 20;
+
+/// A directory that is gone when it is dropped: in memory, where there is room for it.
 fn directory() -> tempfile::TempDir {
-    let memory = std::path::Path::new("/dev/shm");
-    let place = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
+    let has_room = rustix::fs::statvfs(MEMORY).is_ok_and(|found| found.f_bavail * found.f_frsize > MEMORY_MIN);
+    let place = if has_room { MEMORY.into() } else { std::env::temp_dir() };
     tempfile::tempdir_in(place).expect("a directory")
 }
 

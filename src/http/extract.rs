@@ -233,7 +233,7 @@ pub(super) struct AskedOfMany {
     #[param(required = false, nullable = false, minimum = 1, maximum = 10)]
     counterfactuals: Option<usize>,
     /// What all interventions of this array may cost together, in the currency of the policy: it is spent where it is expected to be worth
-    /// most, and never more than the budget of the policy has left. Only for policies that know a value at stake, and not for NDJSON.
+    /// most, and never more than the budget of the policy has left. Only for policies that know a value at stake, and not for NDJSON or Arrow.
     #[param(value_type = f64, required = false, nullable = false, minimum = 0, maximum = 1_000_000_000, example = 1000.00)]
     budget: Option<String>,
 }
