@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""The evidence at the limit: overload, faults, deadlines, a cold start, a soak, and both versions of HTTP. `make show-limit` runs it.
+"""The evidence at the limit: the bound, overload, faults, deadlines, a cold start, growth, a soak, and both versions of HTTP. `make
+show-limit` runs it; `make peers`, `make slow` and `make fuzz` show the rest.
 
     python3 scripts/show_limit.py [--only STEP]... [--minutes N] [--quick] [--binary PATH] [--load PATH]
 
@@ -282,8 +283,23 @@ def soak(place):
     claim(left <= before + KEPT_MAX, f"soak: {left} descriptors at the end, {before} before (at most {KEPT_MAX} more: readers of the ledger that are kept), {most} at most")
 
 
-# Against the bound: a step of its own will stand here, `bound`.
-STEPS = {"overload": overload, "faults": faults, "deadline": deadline, "cold": cold, "soak": soak, "h2": h2}
+def by(*command):
+    """A step that another command shows: its lines are told, and it has to end with 0."""
+
+    def step(place):
+        more = ["--quick"] if place.quick else []
+        ran = subprocess.run([sys.executable, *command, "--binary", place.program, *more], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        for line in ran.stdout.splitlines():
+            info(line)
+        claim(ran.returncode == 0, f"{command[0]} ends with {ran.returncode}")
+
+    return step
+
+
+STEPS = {
+    "bound": by("benches/bound.py"), "overload": overload, "faults": faults, "deadline": deadline, "cold": cold,
+    "growth": by("benches/growth.py"), "soak": soak, "h2": h2,
+}
 MORE = [
     ("--minutes", {"type": float, "default": 30, "help": "how long the soak takes (30)"}),
     ("--load", {"type": Path, "help": "benches/overload.rs, built already"}),
