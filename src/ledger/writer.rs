@@ -228,7 +228,10 @@ impl Writer {
 
     fn act(&mut self, action: &Action) -> Result<(), Error> {
         let draft = self.desk.action_draft(action);
-        self.commit(&[(vec![draft], None)])
+        match action {
+            Action::Retraining(asked) => self.ask(&draft, asked),
+            _ => self.commit(&[(vec![draft], None)]),
+        }
     }
 
     fn erase(&mut self, customers: &[Pseudonym], by: Option<String>) -> Result<bool, Error> {
