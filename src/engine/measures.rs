@@ -294,6 +294,15 @@ impl Engine {
         Ok((found, account.map(|account| account.balance(self.now_ms()))))
     }
 
+    /// The key figures of what one version of a model decided.
+    pub(super) fn kpis_of_version(&self, model: &str, version: &str, window: Window) -> Result<Kpis, Error> {
+        let (targets, is_own) = (self.insight.options.targets(), |kind: &Kind| kind.maker.model_version == version);
+        let found = self.measured(model, window, false, |view, _| {
+            kpis::kpis(&view.cohorts(&is_own), &targets, view.share.map(f64::from_bits))
+        })?;
+        Ok(found.overall)
+    }
+
     /// How good the scores of a model were. Errors: as those of [`kpis`](Self::kpis).
     pub fn quality(&self, model: &str, window: Window) -> Result<Measured<Quality>, Error> {
         self.measured(model, window, true, |view, is_part| quality::quality(&view.cohorts(is_part)))
@@ -358,7 +367,7 @@ impl Engine {
                 }
             }
             self.metrics.only_quality(name, &versions);
-            self.look_for_causes(deck, &found.overall, &quality.parts)?;
+            self.look_for_causes(deck, &quality.parts)?;
             let fairness = self.fairness_of(name, window, false)?.overall.offers;
             let parities = || fairness.iter().flat_map(|found| &found.groups).filter_map(|group| group.parity);
             let failed = parities().filter(|parity| parity.verdict() == Verdict::Fail).count();

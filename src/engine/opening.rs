@@ -50,7 +50,12 @@ impl Deck {
         model.fits(&policy).map_err(Error::Refused)?;
         let digest = model.model.digest().to_owned();
         let reference = shelf::policy_ref(&policy);
-        let slots = Slots::new(version.to_owned(), digest, reference.clone(), engine.now_ms());
+        // The same champion once more has not come into service only now. Slots that cannot be read are what is begun anew for.
+        let before = engine.ledger.as_ref().and_then(|ledger| ledger.slots(name).ok().flatten());
+        let before = before.as_ref().and_then(|slots| slots.placed(slots.champion()));
+        let same = before.filter(|placed| (placed.version.as_str(), &placed.digest) == (version, &digest));
+        let since_ms = same.map_or_else(|| engine.now_ms(), |placed| placed.since_ms);
+        let slots = Slots::new(version.to_owned(), digest, reference.clone(), since_ms);
         if let Some(ledger) = &engine.ledger {
             // Beginning anew ends what experiments there were.
             let experiments = ledger.experiments(name)?.map(|_| Registry::default());

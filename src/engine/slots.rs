@@ -197,13 +197,12 @@ impl Held {
     /// Errors: whatever keeps it from being written; it is owed still.
     pub(super) fn pay(&mut self, ledger: &Ledger) -> Result<(), Error> {
         let Some(owed) = self.owed.as_mut() else { return Ok(()) };
-        match owed.pending.take().map(Pending::wait) {
-            Some(Ok(_)) => {}
-            // It may be written still: not to be made twice.
-            Some(Err(late @ ledger::Error::Late)) => return Err(late.into()),
+        // An attempt that is late may be written still: it is kept, not to be made twice.
+        match owed.pending.as_ref().map(Pending::wait) {
+            Some(answer @ (Ok(_) | Err(ledger::Error::Late))) => answer?,
             // By what an attempt failed says nothing of now.
-            Some(Err(_)) | None => ledger.change(owed.change.clone()).map(drop)?,
-        }
+            Some(Err(_)) | None => owed.pending.insert(ledger.change_later(owed.change.clone())?).wait()?,
+        };
         self.owed = None;
         Ok(())
     }

@@ -34,9 +34,9 @@ pub(super) struct RetrainingCause {
     /// When it was seen.
     #[schema(value_type = String, format = DateTime)]
     at: String,
-    /// `pending`, `delivered` or `given_up`.
+    /// `pending`; `given_up` and tried once an hour; `delivered`; or `refused` by the receiver (410), and not sent again.
     delivery: &'static str,
-    /// When it arrived, or was given up. Absent while it is pending.
+    /// Since when it is that. Absent while it is pending.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, format = DateTime, nullable = false)]
     settled_at: Option<String>,
@@ -77,6 +77,7 @@ impl From<Request> for RetrainingCause {
                 Delivery::Due => "pending",
                 Delivery::Delivered => "delivered",
                 Delivery::GivenUp => "given_up",
+                Delivery::Refused => "refused",
             },
             settled_at: (delivery != Delivery::Due).then(|| time(delivery_ms as i64)),
             tries: request.tries,

@@ -112,17 +112,22 @@ impl Pending {
 
     /// Waits for it. What has not had its turn in time is withdrawn, and will not be recorded later.
     ///
-    /// Errors: whatever kept it from being written, or [`Error::Late`].
-    pub fn wait(self) -> Result<i64, Error> {
+    /// Errors: whatever kept it from being written, or [`Error::Late`]: then it may be written still, where it had its turn. Asked again, it
+    /// tells what became of it.
+    pub fn wait(&self) -> Result<i64, Error> {
+        self.wait_for(TURN, DISK)
+    }
+
+    fn wait_for(&self, turn: Duration, disk: Duration) -> Result<i64, Error> {
         let late = |error| match error {
             RecvTimeoutError::Timeout => Error::Late,
             RecvTimeoutError::Disconnected => Error::Closed,
         };
-        match self.answer.recv_timeout(TURN) {
+        match self.answer.recv_timeout(turn) {
             Ok(answer) => answer,
             Err(error) => match self.turn.compare_exchange(WAITS, WITHDRAWN, Ordering::AcqRel, Ordering::Acquire) {
-                Ok(_) => Err(late(error)),
-                Err(_) => self.answer.recv_timeout(DISK).map_err(late)?,
+                Ok(_) | Err(WITHDRAWN) => Err(late(error)),
+                Err(_) => self.answer.recv_timeout(disk).map_err(late)?,
             },
         }
     }
@@ -175,21 +180,11 @@ impl Writer {
             }
             Ok((head, head.seq))
         });
-        match result {
-            Ok(seq) => {
-                self.recovered();
-                Ok(seq)
-            }
-            Err(error) => {
-                self.failed(&error);
-                // It may be there all the same: then what it led to is in force.
-                if self.desk.head.seq > before { Ok(self.desk.head.seq) } else { Err(error) }
-            }
-        }
+        self.ended(before, result)
     }
 }
 
-fn write_state(
+pub(super) fn write_state(
     transaction: &Transaction,
     keys: &Keys,
     kind: &str,
@@ -220,7 +215,7 @@ fn tag_of(keys: &Keys, version: u32, kind: &str, name: &str, seq: i64, document:
 /// The document of a state, as it was written.
 ///
 /// Errors: [`Error::Broken`] when it was changed.
-fn state(database: &Connection, keys: &Keys, kind: &str, name: &str) -> Result<Option<String>, Error> {
+pub(super) fn state(database: &Connection, keys: &Keys, kind: &str, name: &str) -> Result<Option<String>, Error> {
     let mut statement =
         database.prepare_cached("SELECT seq, document, key_version, tag FROM state WHERE kind = ?1 AND name = ?2")?;
     let found: Option<(i64, String, u32, Vec<u8>)> =
@@ -386,5 +381,31 @@ impl super::Ledger {
     /// newest first.
     pub fn last_decisions(&self, model: &str, before: i64, count: usize) -> Result<Vec<super::Recorded>, Error> {
         self.readers.with(|database| super::reader::last(database, &self.keys.load(), Some(model), before, count))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_attempt_that_is_late_can_be_asked_again_what_became_of_it() {
+        let pending = |turn| {
+            let (reply, answer) = sync_channel(1);
+            (reply, Pending { answer, turn: Arc::new(AtomicU8::new(turn)) })
+        };
+        let soon = Duration::from_millis(1);
+        let (writer, taken) = pending(TAKEN);
+        assert!(matches!(taken.wait_for(soon, soon), Err(Error::Late)));
+        assert!(taken.poll().is_none(), "it may be written still");
+        writer.send(Ok(7)).expect("somebody who asks");
+        assert!(matches!(taken.wait_for(soon, soon), Ok(7)));
+
+        let (writer, waiting) = pending(WAITS);
+        assert!(matches!(waiting.wait_for(soon, soon), Err(Error::Late)));
+        // It was withdrawn: the disk is not waited for, and it is over once the writer has seen that.
+        assert!(matches!(waiting.wait_for(soon, Duration::from_secs(600)), Err(Error::Late)));
+        drop(writer);
+        assert!(matches!(waiting.poll(), Some(Err(Error::Closed))));
     }
 }

@@ -212,9 +212,27 @@ impl Writer {
         Ok(value)
     }
 
+    /// After a transaction of one entry, which began behind the entry `before`: the number of it.
+    pub(super) fn ended(&mut self, before: i64, result: Result<i64, Error>) -> Result<i64, Error> {
+        match result {
+            Ok(seq) => {
+                self.recovered();
+                Ok(seq)
+            }
+            Err(error) => {
+                self.failed(&error);
+                // It may be there all the same: then what it led to is in force.
+                if self.desk.head.seq > before { Ok(self.desk.head.seq) } else { Err(error) }
+            }
+        }
+    }
+
     fn act(&mut self, action: &Action) -> Result<(), Error> {
         let draft = self.desk.action_draft(action);
-        self.commit(&[(vec![draft], None)])
+        match action {
+            Action::Retraining(asked) => self.ask(&draft, asked),
+            _ => self.commit(&[(vec![draft], None)]),
+        }
     }
 
     fn erase(&mut self, customers: &[Pseudonym], by: Option<String>) -> Result<bool, Error> {

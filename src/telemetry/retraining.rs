@@ -11,7 +11,7 @@ pub(super) fn describe() {
     describe_counter!(TRIES, "Tries to send a request for a new model, by result");
     describe_gauge!(
         UNDELIVERED,
-        "Causes for a new model that have not arrived: still tried (pending) or not any more (given_up)"
+        "Causes for a new model that have not arrived: still tried (pending), only once an hour by now (given_up), or not any more (refused, since the start)"
     );
 }
 
@@ -22,11 +22,12 @@ impl Metrics {
         self.register(|| counter!(TRIES, "result" => result)).increment(1);
     }
 
-    /// Causes that have not arrived: those that are tried again, and those that are not.
-    pub fn retraining_undelivered(&self, pending: usize, given_up: usize) {
+    /// Causes that have not arrived: those that are tried, those that are given up and tried seldom, and those that the receiver refused.
+    pub fn retraining_undelivered(&self, pending: usize, given_up: usize, refused: usize) {
         self.register(|| {
             gauge!(UNDELIVERED, "state" => "pending").set(pending as f64);
             gauge!(UNDELIVERED, "state" => "given_up").set(given_up as f64);
+            gauge!(UNDELIVERED, "state" => "refused").set(refused as f64);
         });
     }
 }

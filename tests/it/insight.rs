@@ -36,7 +36,7 @@ pub(crate) fn start(overrides: &[&str]) -> (Service, tempfile::TempDir) {
     (service, directory)
 }
 
-fn row(at: usize) -> (Value, f64, &'static str) {
+pub(crate) fn row(at: usize) -> (Value, f64, &'static str) {
     let contract = ["Month-to-month", "One year", "Two year"][at % 3];
     let mut row = customer_with("Contract", json!(contract));
     row["customer_id"] = json!(format!("C-{at}"));

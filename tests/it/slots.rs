@@ -416,6 +416,12 @@ async fn slots_rollout_and_policy_come_back_after_a_restart() {
     let service = Service::start_in(directory.path(), &[serve, "models.resume=false"]);
     assert_eq!(pairs(&roles(&service).await), [("champion", "1.2.0"), ("", "")]);
     assert_eq!(problems(&service.ledger), Vec::<String>::new());
+    // Another champion is one since now; the same one, begun with once more, since before.
+    let begun = slots(&service).await;
+    assert_ne!(begun.pointer("/slots/0/since"), before.pointer("/slots/0/since"));
+    drop(service);
+    let service = Service::start_in(directory.path(), &[serve, "models.resume=false"]);
+    assert_eq!(slots(&service).await.pointer("/slots/0/since"), begun.pointer("/slots/0/since"));
 }
 
 #[tokio::test]

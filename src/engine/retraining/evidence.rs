@@ -19,6 +19,8 @@ use crate::engine::monitor::Drift;
 const FEATURES_MAX: usize = 10;
 /// The one metric that quality is judged by.
 const AUC: &str = "auc";
+/// With fewer customers than this a key figure tells nothing of a version: it is looked at every minute from the first one on.
+const CUSTOMERS_MIN: u64 = 100;
 
 /// A champion, and what is known of it at one look.
 pub(super) struct Seen<'s> {
@@ -30,6 +32,7 @@ pub(super) struct Seen<'s> {
     pub(super) since_ms: u64,
     /// The AUC of its card, on rows that it was not trained on.
     pub(super) card_auc: f64,
+    /// Of what this version decided: by those of all versions a new champion would be asked for the day it came.
     pub(super) kpis: &'s Kpis,
     /// `None` where nobody was decided on by it.
     pub(super) quality: Option<&'s Quality>,
@@ -49,6 +52,7 @@ impl Seen<'_> {
         let has_drifted = !drifting.is_empty() && self.drift.n >= options.drift_requests_min;
         let is_worse = self.judged_auc().zip(self.auc_limit(options)).is_some_and(|(auc, limit)| auc.high < limit);
         let missed = self.kpis.tree.iter().filter(|kpi| kpi.standing == Some(Standing::Missed));
+        let missed = missed.filter(|kpi| kpi.estimate.is_some_and(|found| found.n >= CUSTOMERS_MIN));
         let missed = missed.filter(|kpi| options.kpis.iter().any(|name| name == kpi.name));
 
         let mut causes: Vec<Cause> =

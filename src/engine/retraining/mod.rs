@@ -1,7 +1,8 @@
-//! Asking for a new model: each cause is put on record and then sent, on a thread of its own, until it arrives or was tried often enough.
-//! What calls for one is in `evidence`, the law in `domain::retraining`, the message on its way in `webhook`.
+//! Asking for a new model: each cause is put on record and then sent, on a thread of its own, until it arrives or is refused.
+//! What calls for one is in `evidence`, how far each has come in `request`, the law in `domain::retraining`, the message on its way in `webhook`.
 
 mod evidence;
+mod request;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,21 +11,21 @@ use std::thread::Thread;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
 
 use super::measures::Part;
 use super::monitor::Window;
 use super::slots::Deck;
 use super::{Engine, Error};
-use crate::domain::insight::kpis::Kpis;
 use crate::domain::insight::quality::Quality;
 use crate::domain::policy::Period;
 use crate::domain::retraining::{Cause, Kind, PAUSE_MS_MAX, pause_ms};
-use crate::ledger::{Action, Asked, Delivery, Ledger, Remembered};
+use crate::ledger::{Delivery, Ledger, Remembered};
 use crate::webhook::{self, Sender};
 use evidence::Seen;
+pub use request::Request;
+use request::forgettable;
 
-/// Causes that are known at a time; with more, those that arrived first are forgotten.
+/// Causes that are known at a time; with more, the first of those that may be are forgotten.
 const CAUSES_MAX: usize = 512;
 /// How long nothing is looked at where nothing waits; who has something wakes the thread.
 const IDLE: Duration = Duration::from_secs(60);
@@ -122,21 +123,6 @@ impl Options {
     }
 }
 
-/// A cause, and how far it has come.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Request {
-    /// The cause, when it was seen, the message about it, and what became of that.
-    pub remembered: Remembered,
-    /// Whether it is on record: only then it is sent.
-    pub is_recorded: bool,
-    /// How often it was tried since the service started.
-    pub tries: u32,
-    /// How the last of these failed.
-    pub failure: Option<String>,
-    /// When it is tried next, where it is.
-    due: Instant,
-}
-
 /// The causes that are known, and what sends them.
 #[derive(Debug)]
 pub(super) struct Retraining {
@@ -149,17 +135,12 @@ pub(super) struct Retraining {
 }
 
 impl Retraining {
-    /// With what the ledger remembers: what did not arrive is tried again.
+    /// With what the ledger remembers: what did not arrive is tried at once.
     pub(super) fn open(options: Options, sender: Sender, ledger: &Ledger) -> Result<Self, Error> {
-        let request = |mut remembered: Remembered| {
-            if remembered.delivery == Delivery::GivenUp {
-                remembered.delivery = Delivery::Due;
-            }
-            Request { remembered, is_recorded: true, tries: 0, failure: None, due: Instant::now() }
-        };
-        let requests = ledger.asked(CAUSES_MAX)?.into_iter().map(request).collect();
+        let remembered = ledger.asked(CAUSES_MAX)?;
+        let requests = Mutex::new(remembered.into_iter().map(|known| Request::new(known, true)).collect());
         let (thread, stopping) = (OnceLock::new(), AtomicBool::new(false));
-        Ok(Self { options, sender, requests: Mutex::new(requests), thread, stopping })
+        Ok(Self { options, sender, requests, thread, stopping })
     }
 
     fn requests(&self) -> MutexGuard<'_, Vec<Request>> {
@@ -179,17 +160,14 @@ impl Retraining {
             cause.is_new(told, now_ms, self.options.cool_down_ms())
         };
         for cause in causes.into_iter().filter(is_new) {
-            let is_full = requests.len() >= CAUSES_MAX;
-            match requests.iter().position(|request| request.remembered.delivery == Delivery::Delivered) {
-                Some(first) if is_full => drop(requests.remove(first)),
+            if requests.len() >= CAUSES_MAX {
                 // Nothing arrives: one more would not either, and it is seen again.
-                None if is_full => return,
-                _ => {}
+                let Some(place) = forgettable(&requests, &cause) else { break };
+                requests.remove(place);
             }
             let message = message(&cause);
             let remembered = Remembered { cause, at_ms: now_ms, delivery: Delivery::Due, delivery_ms: now_ms, message };
-            let due = Instant::now();
-            requests.push(Request { remembered, is_recorded: false, tries: 0, failure: None, due });
+            requests.push(Request::new(remembered, false));
         }
         drop(requests);
         self.wake();
@@ -201,12 +179,12 @@ impl Retraining {
         }
     }
 
-    /// What is to be done next: the first one that is due, or how long there is nothing.
-    fn next(&self) -> Result<Request, Duration> {
+    /// What is to be done at `now`: the first one that is due, or how long there is nothing.
+    fn next(&self, now: Instant) -> Result<Request, Duration> {
         let requests = self.requests();
-        let waiting = requests.iter().filter(|request| request.remembered.delivery == Delivery::Due);
-        let Some(first) = waiting.min_by_key(|request| request.due) else { return Err(IDLE) };
-        let pause = first.due.saturating_duration_since(Instant::now());
+        let waiting = requests.iter().filter_map(|request| Some((request.waits_until()?, request)));
+        let Some((due, first)) = waiting.min_by_key(|(due, _)| *due) else { return Err(IDLE) };
+        let pause = due.saturating_duration_since(now);
         if pause.is_zero() { Ok(first.clone()) } else { Err(pause.min(IDLE)) }
     }
 
@@ -224,8 +202,8 @@ impl Engine {
         self.retraining.as_ref().map(|retraining| retraining.requests().iter().rev().cloned().collect())
     }
 
-    /// Looks at the champion of a deck, by figures that were just measured. Neither waits for the ledger nor for a receiver.
-    pub(super) fn look_for_causes(&self, deck: &Deck, kpis: &Kpis, versions: &[Part<Quality>]) -> Result<(), Error> {
+    /// Looks at the champion of a deck, with the quality of each version that was just measured. It waits for no writer and no receiver.
+    pub(super) fn look_for_causes(&self, deck: &Deck, versions: &[Part<Quality>]) -> Result<(), Error> {
         let Some(retraining) = &self.retraining else { return Ok(()) };
         let options = &retraining.options;
         let window = Window::named(&options.drift_window).unwrap_or(Window::Day);
@@ -241,6 +219,8 @@ impl Engine {
         let version = model.id().version.as_str();
         // It may have changed since the drift was measured.
         let Some(drifted) = drifted.iter().find(|found| found.model.version == version) else { return Ok(()) };
+        let over = Window::named(&self.insight.options.window).unwrap_or(Window::Month);
+        let kpis = self.kpis_of_version(&deck.name, version, over)?;
         let is_own = |part: &&Part<Quality>| part.dimension == "version" && part.value == version;
         let seen = Seen {
             model: &deck.name,
@@ -248,10 +228,10 @@ impl Engine {
             digest: model.digest(),
             since_ms,
             card_auc: model.card().metrics.holdout.auc.value,
-            kpis,
+            kpis: &kpis,
             quality: versions.iter().find(is_own).map(|part| &part.figures),
             drift: &drifted.drift,
-            window: Window::named(&self.insight.options.window).unwrap_or(Window::Month),
+            window: over,
             now_ms: self.now_ms(),
         };
         retraining.take(seen.causes(options), seen.now_ms, |cause| seen.message(cause, options));
@@ -264,9 +244,9 @@ impl Engine {
         let _ = retraining.thread.set(std::thread::current());
         self.tell_requests(retraining);
         while !retraining.stopping.load(Ordering::Relaxed) {
-            match retraining.next() {
+            match retraining.next(Instant::now()) {
                 Ok(request) if !request.is_recorded => self.record_request(retraining, &request),
-                Ok(request) => self.send_request(retraining, &request),
+                Ok(request) => self.send_request(retraining, request),
                 Err(pause) => std::thread::park_timeout(pause),
             }
             self.tell_requests(retraining);
@@ -282,69 +262,164 @@ impl Engine {
     }
 
     fn record_request(&self, retraining: &Retraining, request: &Request) {
-        let Remembered { cause, at_ms, message, .. } = &request.remembered;
-        let message = RawValue::from_string(message.to_string()).ok();
-        match self.note(Asked { cause: cause.clone(), at_ms: *at_ms, delivery: Delivery::Due, tries: 0, message }) {
+        let Remembered { cause, delivery, .. } = &request.remembered;
+        let is_new = *delivery == Delivery::Due;
+        let recorded = self.ledger().and_then(|ledger| Ok(ledger.remember(&request.remembered, request.tries)?));
+        match recorded {
             Ok(()) => {
-                tracing::info!(model = cause.model, kind = cause.kind.name(), cause = %cause, "a new model is asked for");
+                if is_new {
+                    tracing::info!(model = cause.model, kind = cause.kind.name(), cause = %cause, "a new model is asked for");
+                }
                 retraining.change(cause, |request| request.is_recorded = true);
             }
-            Err(error) => {
+            Err(error) if is_new => {
                 // What is not on record is not sent. It is seen again.
                 tracing::warn!(model = cause.model, cause = %error, "a request for a new model cannot be recorded");
                 retraining.requests().retain(|request| request.remembered.cause != *cause);
             }
+            Err(error) => {
+                tracing::warn!(model = cause.model, cause = %error, "what became of a request for a new model cannot be recorded; tried again");
+                let pause = Duration::from_millis(pause_ms(1, retraining.options.backoff_ms, fastrand::f64()));
+                retraining.change(cause, |request| request.record_due = Instant::now() + pause);
+            }
         }
     }
 
-    fn send_request(&self, retraining: &Retraining, request: &Request) {
+    fn send_request(&self, retraining: &Retraining, mut request: Request) {
         let Remembered { cause, message, .. } = &request.remembered;
         let sent = retraining.sender.send(&cause.id(), self.now_ms() / 1_000, message.as_bytes());
         self.metrics.retraining_tried(sent.is_ok());
-        let tries = request.tries + 1;
-        let (delivery, failure, wait) = match sent {
-            Ok(()) => (Delivery::Delivered, None, None),
-            Err(failure) if failure.is_final || tries >= retraining.options.tries_max => {
-                tracing::error!(
+        request.tried(sent, &retraining.options, self.now_ms());
+        let Request { remembered: Remembered { cause, delivery, .. }, is_recorded, tries, failure, .. } = &request;
+        if let Some(failure) = failure {
+            match delivery {
+                _ if *is_recorded => tracing::warn!(
                     model = cause.model,
-                    cause = failure.text,
-                    tries,
-                    "a request for a new model is given up"
-                );
-                (Delivery::GivenUp, Some(failure.text), None)
-            }
-            Err(failure) => {
-                tracing::warn!(
-                    model = cause.model,
-                    cause = failure.text,
+                    cause = failure,
                     tries,
                     "a request for a new model did not arrive"
-                );
-                (Delivery::Due, Some(failure.text), failure.wait)
+                ),
+                Delivery::Refused => tracing::error!(
+                    model = cause.model,
+                    cause = failure,
+                    tries,
+                    "a request for a new model is refused, and not sent again"
+                ),
+                _ => tracing::error!(
+                    model = cause.model,
+                    cause = failure,
+                    tries,
+                    "a request for a new model is given up: it is tried once an hour"
+                ),
             }
-        };
-        let pause = Duration::from_millis(pause_ms(tries, retraining.options.backoff_ms, fastrand::f64()));
-        let wait = wait.unwrap_or_default().min(Duration::from_millis(PAUSE_MS_MAX));
-        let now_ms = self.now_ms();
-        retraining.change(cause, |request| {
-            (request.tries, request.failure) = (tries, failure);
-            (request.remembered.delivery, request.remembered.delivery_ms) = (delivery, now_ms);
-            request.due = Instant::now() + pause.max(wait);
-        });
-        if delivery != Delivery::Due
-            && let Err(error) = self.note(Asked { cause: cause.clone(), at_ms: now_ms, delivery, tries, message: None })
-        {
-            tracing::warn!(model = cause.model, cause = %error, "that a request for a new model was sent is not on record");
         }
-    }
-
-    fn note(&self, asked: Asked) -> Result<(), Error> {
-        Ok(self.ledger()?.act(Action::Retraining(Box::new(asked)))?)
+        retraining.change(cause, |known| *known = request.clone());
+        if !is_recorded {
+            self.record_request(retraining, &request);
+        }
     }
 
     fn tell_requests(&self, retraining: &Retraining) {
         let requests = retraining.requests();
         let count = |delivery| requests.iter().filter(|request| request.remembered.delivery == delivery).count();
-        self.metrics.retraining_undelivered(count(Delivery::Due), count(Delivery::GivenUp));
+        // Somebody has to look at it, and has by the next start.
+        let is_refused = |request: &&Request| request.remembered.delivery == Delivery::Refused && request.tries > 0;
+        let refused = requests.iter().filter(is_refused).count();
+        self.metrics.retraining_undelivered(count(Delivery::Due), count(Delivery::GivenUp), refused);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::{Config, Sources};
+    use crate::webhook::Failure;
+
+    const HOUR: Duration = Duration::from_millis(PAUSE_MS_MAX);
+
+    fn retraining(requests: Vec<Request>) -> Retraining {
+        let options = Config::load(&Sources::of_process(None, Vec::new())).expect("a configuration").retraining;
+        let secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw".to_owned();
+        let sender = Sender::open("https://x", Path::new(""), Some(secret), Duration::from_secs(1)).expect("a sender");
+        let (thread, stopping) = (OnceLock::new(), AtomicBool::new(false));
+        Retraining { options, sender, requests: Mutex::new(requests), thread, stopping }
+    }
+
+    fn request(version: &str, of: usize, delivery: Delivery) -> Request {
+        let of = vec![of.to_string()];
+        let cause = Cause { model: "m".to_owned(), version: version.to_owned(), kind: Kind::Kpi, of };
+        Request::new(Remembered { cause, at_ms: 0, delivery, delivery_ms: 0, message: "{}".into() }, true)
+    }
+
+    fn failed(is_final: bool) -> Result<(), Failure> {
+        Err(Failure { text: "it answered so".to_owned(), is_final, wait: None })
+    }
+
+    #[test]
+    fn what_is_given_up_is_tried_once_an_hour_until_it_arrives_or_is_refused() {
+        let options = retraining(Vec::new()).options;
+        let mut one = request("1.0.0", 0, Delivery::Due);
+        for tries in 1..options.tries_max {
+            one.tried(failed(false), &options, 1);
+            assert_eq!((one.tries, one.remembered.delivery, one.is_recorded), (tries, Delivery::Due, true));
+        }
+        one.tried(failed(false), &options, 2);
+        assert_eq!(
+            (one.remembered.delivery, one.remembered.delivery_ms, one.is_recorded),
+            (Delivery::GivenUp, 2, false)
+        );
+        assert!(retraining(vec![one.clone()]).next(Instant::now()).is_ok(), "it is put on record at once");
+        for (tries, known) in [(options.tries_max, one.clone()), (0, request("1.0.0", 0, Delivery::GivenUp))] {
+            // The other one is as after a restart: it is tried at once.
+            let mut one = Request { is_recorded: true, ..known };
+            let is_tried = |one: &Request, now: Instant| retraining(vec![one.clone()]).next(now).is_ok();
+            assert_eq!(is_tried(&one, Instant::now()), tries == 0);
+            one.tried(failed(false), &options, 3);
+            assert!(one.remembered.delivery == Delivery::GivenUp && one.is_recorded, "nothing is new");
+            assert!(!is_tried(&one, Instant::now()) && is_tried(&one, Instant::now() + HOUR));
+            let (mut arrived, mut refused) = (one.clone(), one);
+            arrived.tried(Ok(()), &options, 4);
+            refused.tried(failed(true), &options, 4);
+            for (one, delivery) in [(arrived, Delivery::Delivered), (refused, Delivery::Refused)] {
+                assert_eq!((one.remembered.delivery, one.remembered.delivery_ms), (delivery, 4));
+                assert!(is_tried(&one, Instant::now()), "that is put on record");
+                assert!(!is_tried(&Request { is_recorded: true, ..one }, Instant::now() + 24 * HOUR));
+            }
+        }
+    }
+
+    #[test]
+    fn what_cannot_come_up_again_makes_room_first_and_what_finds_none_does_not_keep_the_others() {
+        let causes = |count: usize| -> Vec<Cause> {
+            (0..count).map(|at| request("2.0.0", 10_000 + at, Delivery::Due).remembered.cause).collect()
+        };
+        let mut held: Vec<Request> = (0..CAUSES_MAX).map(|at| request("2.0.0", at, Delivery::GivenUp)).collect();
+        held[7] = request("2.0.0", 7, Delivery::Delivered);
+        held[8] = request("1.0.0", 8, Delivery::Refused);
+        held[9] = request("1.0.0", 9, Delivery::GivenUp);
+        held[10] = Request { is_recorded: false, ..request("1.0.0", 10, Delivery::GivenUp) };
+        let retraining = Retraining {
+            options: Options { cool_down_hours: 0.0, ..retraining(Vec::new()).options },
+            ..retraining(held)
+        };
+        retraining.thread.set(std::thread::current()).expect("the first one");
+        let has = |of: usize| retraining.requests().iter().any(|known| known.remembered.cause.of == [of.to_string()]);
+        for (round, gone) in [9, 8, 7].into_iter().enumerate() {
+            retraining.take(causes(round + 1), 1, |_| "{}".into());
+            assert!(!has(gone) && has(10_000 + round) && retraining.requests().len() == CAUSES_MAX, "{gone}");
+        }
+        retraining.take(causes(9), 1, |_| "{}".into());
+        assert!(!has(10_003) && has(0), "nothing may be forgotten any more");
+
+        // One place for two: who sends is told of the one.
+        retraining.requests().remove(0);
+        std::thread::park_timeout(Duration::ZERO);
+        retraining.take(causes(9), 1, |_| "{}".into());
+        assert!(has(10_003) && !has(10_004));
+        let begun = Instant::now();
+        std::thread::park_timeout(Duration::from_secs(20));
+        assert!(begun.elapsed() < Duration::from_secs(10), "it was not woken");
     }
 }
