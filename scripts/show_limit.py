@@ -34,6 +34,8 @@ COLD_ROUNDS = 5
 SOAK_ANSWERED_MIN = 0.99
 # What memory may grow by in the second half of a soak, as a share of what it was.
 SOAK_GROWTH_MAX = 0.05
+# Rows of a batch whose caller goes away.
+GONE_ROWS = 150_000
 # Files of connections to the ledger that readers leave for the next one.
 KEPT_MAX = 8
 CUSTOMER = (ROOT / "tests/data/customer.json").read_bytes()
@@ -150,19 +152,24 @@ def deadline(place):
         whole = client.json("POST", "/v1/score/batch", json.loads(rows))["results"]
         full_ms = (time.monotonic() - begun) * 1e3
         claim(all("decision_id" in row for row in whole), f"deadline: 10,000 rows without a deadline: all decided, in {full_ms:.0f} ms")
-        mixed = None
-        for share in (0.7, 0.6, 0.8, 0.5, 0.9, 0.4):
+        # How much of that is the service's is looked for by halves.
+        mixed, too_few_ms, enough_ms = None, 0, full_ms
+        for _ in range(12):
             before = records(server)
-            timeout_ms = max(1, int(full_ms * share))
+            timeout_ms = max(1, int((too_few_ms + enough_ms) / 2))
             status, body = read(asking(server, {"content-length": len(rows), "x-request-timeout-ms": timeout_ms}, rows))
             results = json.loads(body).get("results", [])
             decided = sum("decision_id" in row for row in results)
             late = sum(row.get("code") == "deadline_exceeded" for row in results)
             claim(records(server) - before == decided and (not results or decided + late == len(whole)), f"deadline: the same in {timeout_ms} ms: {status}, {decided} rows decided and as many on record, {late} too late")
-            mixed = mixed or (0 < decided < len(whole))
+            mixed = 0 < decided < len(whole)
             if mixed:
                 break
+            too_few_ms, enough_ms = (too_few_ms, timeout_ms) if decided else (timeout_ms, enough_ms)
         claim(mixed, "deadline: one was cut in the middle")
+    # So many that the caller can go before they are done.
+    many, rows = GONE_ROWS, json.dumps([json.loads(CUSTOMER)] * GONE_ROWS).encode()
+    with place.serve(limits__batch_rows_max=many, limits__batch_body_bytes_max=len(rows)) as server:
         before = records(server)
         gone = asking(server, {"content-length": len(rows)}, rows)
         begun = until(lambda: records(server) > before, pause=0)
@@ -170,7 +177,7 @@ def deadline(place):
         noticed = until(lambda: metric(server, "mainstay_http_requests_abandoned_total") >= 1, pause=0)
         time.sleep(0.5)
         made = records(server) - before
-        claim(begun and noticed and 0 < made < len(whole), f"deadline: the caller of 10,000 rows went away: {made:.0f} were decided by then, and no more")
+        claim(begun and noticed and 0 < made < many, f"deadline: the caller of {many:,} rows went away: {made:,.0f} were decided by then, and no more")
 
 
 def first_answers(server):
