@@ -2,7 +2,8 @@
 # What Mainstay is built of: `deny` checks licences, sources, bans and advisories of all crates (deny.toml), `sbom` writes them down as
 # CycloneDX JSON. Each tool is built into target/tools on first use, in the version that stands here, with its lock file.
 #
-#     scripts/supply.sh deny      ADVISORIES=required makes an advisory database that is out of reach an error
+#     scripts/supply.sh deny      ADVISORIES=required makes an advisory database that is out of reach an error;
+#                                 ADVISORY_DB=URL is a mirror of it, anything that git clones
 #     scripts/supply.sh sbom
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -24,13 +25,17 @@ deny() {
     tool cargo-deny "$DENY"
     local check=("$TOOLS/bin/cargo-deny" --locked check --hide-inclusion-graph)
     "${check[@]}" licenses bans sources
+    if [[ -n "${ADVISORY_DB:-}" ]]; then
+        export GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0="url.$ADVISORY_DB.insteadOf" GIT_CONFIG_VALUE_0=https://github.com/RustSec/advisory-db
+    fi
     if ! "$TOOLS/bin/cargo-deny" --locked fetch db 2>"$TOOLS/fetch.log"; then
         sed 's/^/supply:   /' "$TOOLS/fetch.log" >&2
-        echo "supply: THE ADVISORY DATABASE IS OUT OF REACH: NO ADVISORY WAS CHECKED. Licences, bans and sources were." >&2
+        echo "supply: THE ADVISORY DATABASE IS OUT OF REACH: NO ADVISORY WAS CHECKED. Licences, bans and sources were. ADVISORY_DB=URL names a mirror." >&2
         [[ "${ADVISORIES:-}" != required ]]
         return
     fi
-    "${check[@]}" --disable-fetch advisories
+    # What was fetched just now, and nothing else.
+    "$TOOLS/bin/cargo-deny" --locked --offline check --hide-inclusion-graph advisories
 }
 
 sbom() {
@@ -57,7 +62,7 @@ PYTHON
 case "${1:-}" in
 deny | sbom) "$1" ;;
 *)
-    sed -n '2,6s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,7s/^# \{0,1\}//p' "$0" >&2
     exit 64
     ;;
 esac
