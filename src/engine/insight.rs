@@ -77,7 +77,8 @@ pub(super) struct Insight {
 
 impl Insight {
     pub(super) fn new(options: Options) -> Self {
-        Self { options, sample: Mutex::default() }
+        let room = if options.enabled { options.decisions_max } else { 0 };
+        Self { options, sample: Mutex::new(Sample::new(room)) }
     }
 
     /// Whether anything is measured. Errors: [`Error::InsightOff`].

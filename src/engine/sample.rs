@@ -150,17 +150,23 @@ pub(super) struct Sample {
     pub(super) left_out: u64,
 }
 
-impl Default for Sample {
-    fn default() -> Self {
+impl Sample {
+    /// Decisions for which there is room from the start: as much is taken of the machine's memory as is written to. What grows by doubling
+    /// leaves behind what it has left.
+    const ROOM_MAX: usize = 131_072;
+
+    /// One of `max` decisions, and some more until it is trimmed.
+    pub(super) fn new(max: usize) -> Self {
         let mut groups = Table::new();
         // The place 0 is of nobody.
         groups.place(Groups::new());
+        let room = (max + max / 32).min(Self::ROOM_MAX);
         Self {
             through: None,
             customers: Ticket::MAX,
-            rows: VecDeque::new(),
+            rows: VecDeque::with_capacity(room),
             gone: 0,
-            places: HashMap::new(),
+            places: HashMap::with_capacity(room),
             kinds: Table::new(),
             groups,
             since_room: KINDS_MAX,
@@ -169,9 +175,7 @@ impl Default for Sample {
             left_out: 0,
         }
     }
-}
 
-impl Sample {
     /// The share of customers that is kept, over 0 to 1.
     pub(super) fn share(&self) -> f64 {
         (self.customers as f64 + 1.0) / (Ticket::MAX as f64 + 1.0)
@@ -313,7 +317,8 @@ impl Sample {
             self.customers /= 2;
             self.rows.retain(|row| row.customer <= self.customers);
             self.gone = 0;
-            self.places = self.rows.iter().enumerate().map(|(place, row)| (row.id, place as u64)).collect();
+            self.places.clear();
+            self.places.extend(self.rows.iter().enumerate().map(|(place, row)| (row.id, place as u64)));
         }
     }
 }
@@ -370,7 +375,7 @@ mod tests {
 
     #[test]
     fn groups_that_nobody_has_any_more_make_room_for_others() {
-        let mut sample = Sample::default();
+        let mut sample = Sample::new(0);
         let groups = |at: usize| vec![("postcode".to_owned(), at.to_string())];
         let kept = 1_000;
         for at in 0..2 * KINDS_MAX {
@@ -384,7 +389,7 @@ mod tests {
         let expected: Vec<Groups> = (2 * KINDS_MAX - kept..2 * KINDS_MAX).map(groups).collect();
         assert!(found.eq(expected) && sample.groups.values.len() <= KINDS_MAX);
         // Where all of them are in use, one more is unknown.
-        let mut full = Sample::default();
+        let mut full = Sample::new(0);
         for at in 0..KINDS_MAX + 10 {
             let row = row(&mut full, &groups(at));
             full.rows.push_back(row);

@@ -83,7 +83,8 @@ impl Tables {
             }
         }
         plans.extend(open.map(|plan| (&leaves[begin..], plan)));
-        if plans.iter().map(|(_, plan)| plan.cells * plan.slots.len()).sum::<usize>() > VALUES_MAX {
+        let values = plans.iter().map(|(_, plan)| plan.cells * plan.slots.len()).sum();
+        if values > VALUES_MAX {
             return None;
         }
 
@@ -95,8 +96,9 @@ impl Tables {
         let mut tables = Self {
             steps: vec![0; ranks * plans.len()],
             groups: Vec::with_capacity(plans.len()),
-            slots: Vec::new(),
-            values: Vec::new(),
+            slots: Vec::with_capacity(plans.iter().map(|(_, plan)| plan.slots.len()).sum()),
+            // Megabytes, which are kept: none of them too many.
+            values: Vec::with_capacity(values),
             columns,
         };
         for (at, (leaves, plan)) in plans.iter().enumerate() {
