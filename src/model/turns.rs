@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
@@ -33,14 +34,18 @@ pub struct Options {
 }
 
 /// How single rows of a slow model are scored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Plan {
     /// Threads of its own.
     pub threads: usize,
     /// Rows of one run, at most.
     pub run_rows: usize,
-    /// Rows that may wait; one more is refused.
+    /// Rows that may wait while runs take what they took at the probe; one more is refused. While runs take longer it is fewer.
     pub waiting_max: usize,
+    /// What such a run took at the probe, in microseconds.
+    pub run_us: f64,
+    /// How long the last one in the queue may have to wait, in microseconds.
+    pub wait_us_max: f64,
 }
 
 impl Plan {
@@ -62,8 +67,14 @@ impl Plan {
                 (run_rows, row_us) = (rows, each);
             }
         }
-        let in_time = wait_ms_max as f64 * 1e3 / row_us * threads as f64;
-        let waiting_max = (in_time as usize).clamp(run_rows, waiting_max.max(run_rows));
+        let mut plan = Self {
+            threads,
+            run_rows,
+            waiting_max,
+            run_us: row_us * run_rows as f64,
+            wait_us_max: wait_ms_max as f64 * 1e3,
+        };
+        plan.waiting_max = plan.in_time(plan.run_us);
         let gain = match run_rows {
             1 if !pace.rows_alike => {
                 "the bits of a score depend on the rows beside it, so each is scored alone".to_owned()
@@ -73,7 +84,14 @@ impl Plan {
         };
         let why =
             format!("a row alone takes {alone:.1} us, over {inline_row_us_max} (models.inline_row_us_max); {gain}");
-        (Some(Self { threads, run_rows, waiting_max }), why)
+        (Some(plan), why)
+    }
+
+    /// Rows that may wait when whole runs take `run_us`, so that the last one has its turn in time: a run at least, or threads would wait
+    /// for callers.
+    fn in_time(&self, run_us: f64) -> usize {
+        let rows = self.wait_us_max / run_us * (self.threads * self.run_rows) as f64;
+        (rows as usize).min(self.waiting_max).max(self.run_rows)
     }
 }
 
@@ -95,7 +113,7 @@ impl Turns {
         estimator: Option<Arc<Estimator>>,
         plan: Plan,
     ) -> Result<Self, Error> {
-        let (queue, threads) = (Arc::default(), Vec::with_capacity(plan.threads));
+        let (queue, threads) = (Arc::new(Queue::new(plan)), Vec::with_capacity(plan.threads));
         let mut turns = Self { queue, plan, evaluator, threads };
         for number in 0..plan.threads {
             let (queue, evaluator, estimator) = (turns.queue.clone(), turns.evaluator.clone(), estimator.clone());
@@ -103,9 +121,13 @@ impl Turns {
             let thread = thread.spawn(move || {
                 // On failure it is just as right.
                 let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICE);
-                while let Some(rows) = queue.take(plan.run_rows) {
+                while let Some(rows) = queue.take() {
+                    let (begun, is_whole) = (Instant::now(), rows.len() == plan.run_rows);
                     // Who waits for a run that panics is told by its reply being gone; the next ones have a thread all the same.
                     let _ = catch_unwind(AssertUnwindSafe(|| run(&evaluator, estimator.as_deref(), rows)));
+                    if is_whole {
+                        queue.took(begun.elapsed());
+                    }
                 }
             });
             let failed = |error| Error::Runtime(format!("no thread for a slow model: {error}"));
@@ -133,7 +155,7 @@ impl Turns {
     /// Errors: [`Error::Full`], at once; those of a run.
     pub(super) async fn run_one(&self, row: &[f32], wants_uplifts: bool) -> Result<Judged, Error> {
         let (reply, answer) = oneshot::channel();
-        self.queue.push(Row { values: row.into(), wants_uplifts, reply }, self.plan.waiting_max)?;
+        self.queue.push(Row { values: row.into(), wants_uplifts, reply })?;
         answer.await.unwrap_or_else(|_| Err(Error::Runtime("a run ended without an answer".to_owned())))
     }
 }
@@ -175,31 +197,51 @@ impl Row {
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Queue {
+    plan: Plan,
     waiting: Mutex<Waiting>,
     came: Condvar,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Waiting {
     rows: VecDeque<Row>,
     is_closed: bool,
+    /// What a whole run takes now, in microseconds: with neighbours on the processors it is more than at the probe.
+    run_us: f64,
+    /// How many were refused since it was last looked for rows of which nobody waits any more.
+    refused: usize,
 }
 
 impl Queue {
+    /// How much the last run tells of the next ones.
+    const NEWS: f64 = 0.125;
+    /// For so many rows that are looked at one has been refused: looking at all for each would be most of the work when many come.
+    const LOOKED_AT: usize = 8;
+
+    fn new(plan: Plan) -> Self {
+        let waiting = Waiting { rows: VecDeque::new(), is_closed: false, run_us: plan.run_us, refused: 0 };
+        Self { plan, waiting: Mutex::new(waiting), came: Condvar::new() }
+    }
+
     /// Nothing that could be spoilt by a panic is done under the lock.
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Puts `row` behind those that wait, of which there may be `max`.
-    fn push(&self, row: Row, max: usize) -> Result<(), Error> {
+    /// Puts `row` behind those that wait, unless too many do.
+    fn push(&self, row: Row) -> Result<(), Error> {
         let mut waiting = self.waiting();
+        let max = self.plan.in_time(waiting.run_us);
         if waiting.rows.len() >= max {
-            // Whoever has gone keeps nobody out.
-            waiting.rows.retain(|row| !row.is_gone());
+            // Whoever has gone keeps nobody out, at least not for long.
+            if waiting.refused >= waiting.rows.len() / Self::LOOKED_AT {
+                waiting.refused = 0;
+                waiting.rows.retain(|row| !row.is_gone());
+            }
             if waiting.rows.len() >= max {
+                waiting.refused += 1;
                 return Err(Error::Full);
             }
         }
@@ -209,12 +251,18 @@ impl Queue {
         Ok(())
     }
 
-    /// The next rows that somebody waits for, `max` at most; waits for the first one, and for no other. `None` at the end.
-    fn take(&self, max: usize) -> Option<Vec<Row>> {
+    /// A whole run took so long.
+    fn took(&self, run: Duration) {
+        let mut waiting = self.waiting();
+        waiting.run_us += Self::NEWS * (run.as_secs_f64() * 1e6 - waiting.run_us);
+    }
+
+    /// The next rows that somebody waits for, at most a run; waits for the first one, and for no other. `None` at the end.
+    fn take(&self) -> Option<Vec<Row>> {
         let mut waiting = self.waiting();
         let mut taken = Vec::new();
         loop {
-            while taken.len() < max {
+            while taken.len() < self.plan.run_rows {
                 let Some(row) = waiting.rows.pop_front() else { break };
                 if !row.is_gone() {
                     taken.push(row);
@@ -258,6 +306,8 @@ mod tests {
 
     const OPTIONS: Options = Options { threads: 2, inline_row_us_max: 250, wait_ms_max: 100, waiting_max: 4_096 };
 
+    const PLAN: Plan = Plan { threads: 2, run_rows: 8, waiting_max: 8, run_us: 1.0, wait_us_max: 1e6 };
+
     fn plan(runs_us: [f64; 3], rows_alike: bool) -> (Option<Plan>, String) {
         Plan::choose(&Pace { runs_us, rows_alike }, Some(OPTIONS))
     }
@@ -284,21 +334,41 @@ mod tests {
 
     #[test]
     fn the_queue_has_a_bound_and_forgets_who_has_gone() {
-        let queue = Queue::default();
+        let queue = Queue::new(Plan { run_rows: 2, waiting_max: 4, ..PLAN });
         let (rows, mut answers): (Vec<Row>, Vec<_>) = (0..4).map(|at| row(at as f32)).unzip();
         for row in rows {
-            queue.push(row, 4).expect("room");
+            queue.push(row).expect("room");
         }
-        assert!(matches!(queue.push(row(4.0).0, 4), Err(Error::Full)));
+        assert!(matches!(queue.push(row(4.0).0), Err(Error::Full)));
         drop(answers.remove(1));
         let (late, _waits) = row(5.0);
-        queue.push(late, 4).expect("the place of the one who has gone");
+        queue.push(late).expect("the place of the one who has gone");
         drop(answers.remove(0));
         let values = |rows: Vec<Row>| rows.iter().map(|row| row.values[0]).collect::<Vec<f32>>();
-        assert_eq!(queue.take(2).map(values), Some(vec![2.0, 3.0]), "in their order, but for those who have gone");
-        assert_eq!(queue.take(2).map(values), Some(vec![5.0]), "it waits for no second one");
+        assert_eq!(queue.take().map(values), Some(vec![2.0, 3.0]), "in their order, but for those who have gone");
+        assert_eq!(queue.take().map(values), Some(vec![5.0]), "it waits for no second one");
         queue.waiting().is_closed = true;
-        assert!(queue.take(2).is_none());
+        assert!(queue.take().is_none());
+    }
+
+    /// As many may wait as are scored in time at the pace of now.
+    #[test]
+    fn the_queue_is_shorter_while_runs_take_longer() {
+        let plan = Plan { threads: 2, run_rows: 4, waiting_max: 80, run_us: 10_000.0, wait_us_max: 100_000.0 };
+        let queue = Queue::new(plan);
+        let admitted = || {
+            let (rows, _answers): (Vec<Row>, Vec<_>) = (0..200).map(|at| row(at as f32)).unzip();
+            let admitted = rows.into_iter().filter_map(|row| queue.push(row).ok()).count();
+            queue.waiting().rows.clear();
+            admitted
+        };
+        assert_eq!(admitted(), 80);
+        queue.took(Duration::from_millis(18));
+        assert_eq!(admitted(), 72, "a run of 11 ms: nine of two threads in 100 ms");
+        (0..100).for_each(|_| queue.took(Duration::from_millis(200)));
+        assert_eq!(admitted(), 4, "a run may always wait");
+        (0..100).for_each(|_| queue.took(Duration::from_millis(1)));
+        assert_eq!(admitted(), 80, "no more than by the probe");
     }
 
     #[test]
@@ -306,8 +376,8 @@ mod tests {
         let linear = Linear { weights: vec![1.0], intercept: 0.0 };
         let evaluator = Arc::new(Evaluator::Native(evaluator::Evaluator::Linear(linear)));
         // Without threads, so that what waits does.
-        let turns =
-            Turns::start(evaluator.clone(), None, Plan { threads: 0, run_rows: 8, waiting_max: 8 }).expect("a queue");
+        let turns = Turns::start(evaluator.clone(), None, Plan { threads: 0, run_rows: 8, waiting_max: 8, ..PLAN })
+            .expect("a queue");
         let mut context = Context::from_waker(Waker::noop());
         let mut first = pin!(turns.run_one(&[1.0], false));
         assert!(first.as_mut().poll(&mut context).is_pending());
@@ -316,7 +386,7 @@ mod tests {
             assert!(second.as_mut().poll(&mut context).is_pending());
             assert_eq!(turns.queue.waiting().rows.len(), 2);
         }
-        let rows = turns.queue.take(8).expect("the first");
+        let rows = turns.queue.take().expect("the first");
         assert_eq!(rows.len(), 1, "the second has gone");
         run(&evaluator, None, rows);
         let Poll::Ready(Ok((probability, _))) = first.poll(&mut context) else { panic!("no answer") };
