@@ -185,7 +185,9 @@ impl Attributes<'_> {
             linear.intercept += factor * intercept;
             linear.weights.iter_mut().zip(of_score).for_each(|(weight, own)| *weight += factor * own);
         }
-        Some(linear)
+        // What is damaged is for ONNX Runtime and the probe to judge, as a forest with such a leaf is.
+        let is_finite = linear.weights.iter().chain([&linear.intercept]).all(|number| number.is_finite());
+        is_finite.then_some(linear)
     }
 
     fn forest(&self, shape: &GraphShape, is_classifier: bool, sigmoid: bool) -> Option<Forest> {
