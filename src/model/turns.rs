@@ -285,7 +285,11 @@ fn run(evaluator: &Evaluator, estimator: Option<&Estimator>, rows: Vec<Row>) {
         let values: Vec<f32> = rows.iter().flat_map(|row| row.values.iter().copied()).collect();
         let mut found = Vec::with_capacity(rows.len());
         if evaluator.run(&values, |probability| found.push(probability)).is_ok() {
-            return rows.into_iter().zip(found).for_each(|(row, probability)| row.answer(Ok(probability), estimator));
+            return rows.into_iter().zip(found).for_each(|(row, probability)| {
+                row.answer(Ok(probability), estimator);
+                // Who was woken goes on first: a whole run at once would be a burst before everybody else's requests.
+                std::thread::yield_now();
+            });
         }
     }
     for row in rows {
