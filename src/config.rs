@@ -15,6 +15,7 @@ use crate::engine;
 use crate::http::{Limits, ServerOptions, TlsOptions};
 use crate::ledger;
 use crate::model;
+use crate::outbound;
 use crate::telemetry::log;
 
 const DEFAULT: &str = include_str!("default.toml");
@@ -199,6 +200,16 @@ impl Config {
         lacking.map(|(_, text)| ("url", text.to_owned())).collect()
     }
 
+    /// What is wrong with where the keys of an issuer come from: only here both who may call and how one calls are known.
+    fn issuer_problems(&self) -> Vec<(&'static str, String)> {
+        let jwt = &self.access.jwt;
+        if !jwt.is_on() {
+            return Vec::new();
+        }
+        let danger = "who changes the keys on their way can sign";
+        outbound::problems(("jwt.jwks_url", &jwt.jwks_url), ("jwt.jwks_ca", &jwt.jwks_ca), danger)
+    }
+
     /// Every value that is legal by itself and wrong in this configuration, as (key, sentence).
     fn problems(&self) -> Vec<(String, String)> {
         let mut problems = Vec::new();
@@ -210,6 +221,7 @@ impl Config {
         section("server", self.server.problems());
         section("limits", self.limits.problems());
         section("access", self.access.problems());
+        section("access", self.issuer_problems());
         section("log", self.log.problems());
         section("ledger", self.ledger.problems());
         section("rollouts", self.rollouts.problems());

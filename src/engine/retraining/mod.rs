@@ -1,10 +1,10 @@
 //! Asking for a new model: each cause is put on record and then sent, on a thread of its own, until it arrives or is refused.
-//! What calls for one is in `evidence`, how far each has come in `request`, the law in `domain::retraining`, the message on its way in `webhook`.
+//! What calls for one is in `evidence`, how far each has come in `request`, the law in `domain::retraining`, the message on its way in `outbound::webhook`.
 
 mod evidence;
 mod request;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::Thread;
@@ -20,7 +20,8 @@ use crate::domain::insight::quality::Quality;
 use crate::domain::policy::Period;
 use crate::domain::retraining::{Cause, Kind, PAUSE_MS_MAX, pause_ms};
 use crate::ledger::{Delivery, Ledger, Remembered};
-use crate::webhook::{self, Sender};
+use crate::outbound;
+use crate::outbound::webhook::Sender;
 use evidence::Seen;
 pub use request::Request;
 use request::forgettable;
@@ -99,8 +100,9 @@ impl Options {
             "links",
             "expected what an address begins with, such as https://mainstay.example.com",
         );
-        if let Some(problem) = webhook::problem(&self.url).filter(|_| self.is_on()) {
-            problems.push(("url", problem.to_owned()));
+        if self.is_on() {
+            let danger = "the messages tell figures of the business";
+            problems.extend(outbound::problems(("url", &self.url), ("ca", Path::new("")), danger));
         }
         problems
     }
@@ -331,18 +333,17 @@ impl Engine {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
     use crate::config::{Config, Sources};
-    use crate::webhook::Failure;
+    use crate::outbound::webhook::Failure;
 
     const HOUR: Duration = Duration::from_millis(PAUSE_MS_MAX);
 
     fn retraining(requests: Vec<Request>) -> Retraining {
         let options = Config::load(&Sources::of_process(None, Vec::new())).expect("a configuration").retraining;
         let secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw".to_owned();
-        let sender = Sender::open("https://x", Path::new(""), Some(secret), Duration::from_secs(1)).expect("a sender");
+        let no = Path::new("");
+        let sender = Sender::open(("https://x", no), no, Some(secret), Duration::from_secs(1)).expect("a sender");
         let (thread, stopping) = (OnceLock::new(), AtomicBool::new(false));
         Retraining { options, sender, requests: Mutex::new(requests), thread, stopping }
     }
