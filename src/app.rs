@@ -349,7 +349,7 @@ pub fn setup(
 fn asking(config: &Config) -> Result<(RetrainingOptions, Sender), webhook::Error> {
     let options = config.retraining.clone();
     let given = std::env::var(SECRET_VARIABLE).ok();
-    let sender = Sender::open((&options.url, "".as_ref()), &options.secret_file, given, options.timeout())?;
+    let sender = Sender::open((&options.url, &options.ca), &options.secret_file, given, options.timeout())?;
     Ok((options, sender))
 }
 

@@ -4,7 +4,7 @@
 mod evidence;
 mod request;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::Thread;
@@ -39,6 +39,7 @@ const KPIS: [&str; 3] = ["churn_reduction", "conversion_rate", "cost_per_decisio
 #[expect(missing_docs, reason = "default.toml documents every key")]
 pub struct Options {
     pub url: String,
+    pub ca: PathBuf,
     pub secret_file: PathBuf,
     pub causes: Vec<Kind>,
     pub schedule: String,
@@ -102,7 +103,7 @@ impl Options {
         );
         if self.is_on() {
             let danger = "the messages tell figures of the business";
-            problems.extend(outbound::problems(("url", &self.url), ("ca", Path::new("")), danger));
+            problems.extend(outbound::problems(("url", &self.url), ("ca", &self.ca), danger));
         }
         problems
     }
@@ -333,6 +334,8 @@ impl Engine {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
     use crate::config::{Config, Sources};
     use crate::outbound::webhook::Failure;
