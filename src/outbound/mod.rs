@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     /// An address on this machine where one call is answered with `answer`.
-    fn once(answer: &'static str) -> String {
+    pub(super) fn once(answer: &'static str) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let url = format!("http://{}/x", listener.local_addr().expect("an address"));
         std::thread::spawn(move || {

@@ -3,7 +3,7 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -144,13 +144,19 @@ impl Sender {
         if status.is_success() {
             return Ok(());
         }
-        let wait = answer.headers().get("retry-after").and_then(|value| value.to_str().ok()?.trim().parse().ok());
-        Err(Failure {
-            text: format!("it answered {}", status.as_u16()),
-            is_final: status == 410,
-            wait: wait.map(Duration::from_secs),
-        })
+        let wait = answer.headers().get("retry-after").and_then(|value| wait(value.to_str().ok()?.trim(), at_secs));
+        Err(Failure { text: format!("it answered {}", status.as_u16()), is_final: status == 410, wait })
     }
+}
+
+/// How long a `retry-after` wants to be waited (RFC 9110, section 10.2.3): so many seconds, or until a date, in any form that section 5.6.7
+/// knows. A date is counted from `at_secs`, when it was sent: as long as the answer took it may be later, and it is never earlier.
+fn wait(text: &str, at_secs: u64) -> Option<Duration> {
+    if let Ok(secs) = text.parse() {
+        return Some(Duration::from_secs(secs));
+    }
+    let date = httpdate::parse_http_date(text).ok()?.duration_since(SystemTime::UNIX_EPOCH).ok()?;
+    Some(date.saturating_sub(Duration::from_secs(at_secs)))
 }
 
 /// The secrets in `text`, one in each line.
@@ -183,6 +189,7 @@ fn signature(secrets: &[Vec<u8>], id: &str, at_secs: u64, body: &[u8]) -> String
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::outbound::tests::once;
 
     /// The example of the specification's own libraries.
     const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
@@ -213,5 +220,32 @@ mod tests {
         let error = open("https://x", file.path(), None).expect_err("open to others").to_string();
         assert!(error.contains("chmod 600"), "{error}");
         assert!(matches!(open("https://x", Path::new(""), None), Err(Error::NoSecret)));
+    }
+
+    #[test]
+    fn when_to_come_again_is_seconds_or_a_date() {
+        // 37 seconds before the date that RFC 9110 writes in three ways.
+        let at_secs = 784_111_740;
+        for (text, secs) in [
+            ("120", Some(120)),
+            ("0", Some(0)),
+            ("Sun, 06 Nov 1994 08:49:37 GMT", Some(37)),
+            ("Sunday, 06-Nov-94 08:49:37 GMT", Some(37)),
+            ("Sun Nov  6 08:49:37 1994", Some(37)),
+            ("Sun, 06 Nov 1994 08:48:00 GMT", Some(0)),
+            ("soon", None),
+            ("-1", None),
+            ("", None),
+        ] {
+            assert_eq!(wait(text, at_secs), secs.map(Duration::from_secs), "{text}");
+        }
+        let url = once(
+            "HTTP/1.1 503 Down\r\nretry-after: Sun, 06 Nov 1994 08:49:37 GMT\r\ncontent-length: 0\r\nconnection: close\r\n\r\n",
+        );
+        let (no, time) = (Path::new(""), Duration::from_secs(20));
+        let sender = Sender::open((&url, no), no, Some(SECRET.to_owned()), time).expect("a sender");
+        let failure =
+            Failure { text: "it answered 503".to_owned(), is_final: false, wait: Some(Duration::from_secs(37)) };
+        assert_eq!(sender.send("m", at_secs, b"{}"), Err(failure));
     }
 }

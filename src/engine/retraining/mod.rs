@@ -395,6 +395,16 @@ mod tests {
     }
 
     #[test]
+    fn a_receiver_is_left_alone_as_long_as_it_wants_and_for_an_hour_at_most() {
+        let options = retraining(Vec::new()).options;
+        for (wait, pause) in [(HOUR * 5 / 6, HOUR * 5 / 6), (HOUR * 24 * 365, HOUR)] {
+            let (mut one, before) = (request("1.0.0", 0, Delivery::Due), Instant::now());
+            one.tried(Err(Failure { wait: Some(wait), ..failed(false).expect_err("a failure") }), &options, 1);
+            assert!((before + pause..=Instant::now() + pause).contains(&one.due), "{wait:?}");
+        }
+    }
+
+    #[test]
     fn what_cannot_come_up_again_makes_room_first_and_what_finds_none_does_not_keep_the_others() {
         let causes = |count: usize| -> Vec<Cause> {
             (0..count).map(|at| request("2.0.0", 10_000 + at, Delivery::Due).remembered.cause).collect()
