@@ -52,7 +52,8 @@ fn main() {
     let limited = add(Some(Rate { per_sec: 1_000_000, burst: 1_000_000 }));
     (2..KEYS).for_each(|_| drop(add(None)));
     drop(editor);
-    let access = Access::open(options(&file), SystemTime::now).expect("access");
+    let access =
+        Access::open(options(&file), SystemTime::now, |_, _, _| Err("there is no issuer".to_owned())).expect("access");
 
     let other = |key: &str, at: usize| {
         let mut bytes = key.as_bytes().to_vec();

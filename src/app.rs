@@ -13,9 +13,10 @@ use crate::engine::{Engine, Entry, Options, PolicyError, RetrainingOptions, Serv
 use crate::http::{self, Listener, Server, ServerOptions, Shared, Tls};
 use crate::ledger::{Action, Ledger, Promise};
 use crate::model::{LoadOptions, Runtime, TurnOptions};
+use crate::outbound;
+use crate::outbound::webhook::{self, SECRET_VARIABLE, Sender};
 use crate::telemetry::Metrics;
 use crate::telemetry::tls::Plane;
-use crate::webhook::{self, SECRET_VARIABLE, Sender};
 
 /// How often what was recorded is folded into the histograms.
 const FOLD: Duration = Duration::from_secs(1);
@@ -266,7 +267,7 @@ fn every(
 /// Who may call, where that is asked; else says who may.
 fn open_access(config: &Config) -> anyhow::Result<Option<Arc<Access>>> {
     if config.access.required {
-        let access = Access::open(config.access.clone(), SystemTime::now)
+        let access = Access::open(config.access.clone(), SystemTime::now, outbound::read)
             .context("who may call is not known: `mainstay key new` makes a key")?;
         tracing::info!(keys = access.keys(), issuer = config.access.jwt.issuer, "callers need credentials");
         return Ok(Some(Arc::new(access)));
@@ -348,7 +349,7 @@ pub fn setup(
 fn asking(config: &Config) -> Result<(RetrainingOptions, Sender), webhook::Error> {
     let options = config.retraining.clone();
     let given = std::env::var(SECRET_VARIABLE).ok();
-    let sender = Sender::open(&options.url, &options.secret_file, given, options.timeout())?;
+    let sender = Sender::open((&options.url, &options.ca), &options.secret_file, given, options.timeout())?;
     Ok((options, sender))
 }
 

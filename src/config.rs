@@ -15,6 +15,7 @@ use crate::engine;
 use crate::http::{Limits, ServerOptions, TlsOptions};
 use crate::ledger;
 use crate::model;
+use crate::outbound;
 use crate::telemetry::log;
 
 const DEFAULT: &str = include_str!("default.toml");
@@ -199,6 +200,16 @@ impl Config {
         lacking.map(|(_, text)| ("url", text.to_owned())).collect()
     }
 
+    /// What is wrong with where the keys of an issuer come from: only here both who may call and how one calls are known.
+    fn issuer_problems(&self) -> Vec<(&'static str, String)> {
+        let jwt = &self.access.jwt;
+        if !jwt.is_on() {
+            return Vec::new();
+        }
+        let danger = "who changes the keys on their way can sign";
+        outbound::problems(("jwt.jwks_url", &jwt.jwks_url), ("jwt.jwks_ca", &jwt.jwks_ca), danger)
+    }
+
     /// Every value that is legal by itself and wrong in this configuration, as (key, sentence).
     fn problems(&self) -> Vec<(String, String)> {
         let mut problems = Vec::new();
@@ -210,6 +221,7 @@ impl Config {
         section("server", self.server.problems());
         section("limits", self.limits.problems());
         section("access", self.access.problems());
+        section("access", self.issuer_problems());
         section("log", self.log.problems());
         section("ledger", self.ledger.problems());
         section("rollouts", self.rollouts.problems());
@@ -429,10 +441,10 @@ mod tests {
 
     #[test]
     fn what_asking_for_models_needs_is_told() {
-        let file = "[retraining]\nurl = \"http://example.com/hook\"\ncauses = []\nschedule = \"daily\"\nkpis = [\"sales\"]\ntries_max = 0\nauc_fall = nan\n\
+        let file = "[retraining]\nurl = \"http://example.com/hook\"\nca = \"Cargo.toml\"\ncauses = []\nschedule = \"daily\"\nkpis = [\"sales\"]\ntries_max = 0\nauc_fall = nan\n\
             [ledger]\npromise = \"off\"\n[insight]\nenabled = false\n[rollouts.limits]\noutcomes_min = 5\n";
         let (_file, sources) = sources(file, &[], &["retraining.causes=[\"mood\"]"]);
-        let error = Config::load(&sources).expect_err("nine problems").to_string();
+        let error = Config::load(&sources).expect_err("eleven problems").to_string();
         let told: Vec<&str> = error.lines().map(|line| line.trim_start_matches("  - ")).collect();
         let sources = |line: &str| {
             line.split_once(" (").map_or(line.to_owned(), |(key, rest)| {
@@ -448,6 +460,8 @@ mod tests {
         retraining.schedule: expected "off", "week" or "month"
         retraining.kpis: expected some of churn_reduction, conversion_rate, cost_per_decision
         retraining.causes: expected at least one; nothing is asked for without a url
+        retraining.ca: is for a url with https
+        retraining.ca: Cargo.toml cannot be used: it holds no certificate
         retraining.url: expected https, or http on this machine: the messages tell figures of the business
         retraining.url: needs the ledger, or each restart would ask again: ledger.promise is "off"
         retraining.url: needs what is measured: insight.enabled is false

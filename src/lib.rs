@@ -1,5 +1,5 @@
 //! Mainstay: self-hosted, low-latency churn decisions. The floors of the house, from the bottom up; imports only go down:
-//! `domain` (the law) < `model`, `ledger`, `telemetry`, `access`, `webhook` (rooms with machines) < `engine` (the hallway) < `http` (the door) <
+//! `domain` (the law) < `model`, `ledger`, `telemetry`, `access`, `outbound` (rooms with machines) < `engine` (the hallway) < `http` (the door) <
 //! `config`, `app`, `cli` (composition). ARCHITECTURE.md is the plan, `tests/tidy.rs` holds it.
 
 pub mod access;
@@ -11,6 +11,6 @@ pub mod engine;
 pub mod http;
 pub mod ledger;
 pub mod model;
+pub mod outbound;
 pub mod replay;
 pub mod telemetry;
-pub mod webhook;

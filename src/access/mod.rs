@@ -1,5 +1,5 @@
 //! Floor 1, access: which keys and tokens open what. A request is checked against one snapshot, without a lock; files and issuers are
-//! read again beside the requests. What scopes and roles mean is the law's (`domain/access`).
+//! read again beside the requests. What scopes and roles mean is the law's (`domain/access`), and how an issuer is reached is not known here.
 
 mod keys;
 mod meter;
@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 pub use keys::{Editor, Key};
 pub use meter::{Left, Rate};
 pub use signature::Algorithm;
-pub use token::Options as TokenOptions;
+pub use token::{Fetch, Options as TokenOptions};
 
 use crate::domain::access::{Caller, Needs, Scope, id_of, is_name};
 use keys::Ring;
@@ -47,7 +47,7 @@ pub struct Options {
 }
 
 impl Options {
-    /// Every value that is wrong, as (key, sentence).
+    /// Every value that is wrong, as (key, sentence), but for `jwt.jwks_url` and `jwt.jwks_ca`: that needs to know how one calls.
     pub fn problems(&self) -> Vec<(&'static str, String)> {
         let mut problems = Vec::new();
         for (key, value) in [("rate_per_sec", self.rate_per_sec), ("burst", self.burst)] {
@@ -176,12 +176,13 @@ impl std::fmt::Debug for Access {
 }
 
 impl Access {
-    /// Reads the keys and, where there is an issuer, its keys. An issuer that does not answer is asked again later.
+    /// Reads the keys and, where there is an issuer, its keys: `fetch` gets them from an address. An issuer that does not answer is asked
+    /// again later.
     ///
     /// Errors: a file that cannot be used. Without an issuer there has to be a file of API keys.
-    pub fn open(options: Options, clock: fn() -> SystemTime) -> Result<Self, Error> {
+    pub fn open(options: Options, clock: fn() -> SystemTime, fetch: Fetch) -> Result<Self, Error> {
         let time = Time::OF_PROCESS;
-        let tokens = options.jwt.is_on().then(|| Tokens::new(options.jwt.clone(), options.rate(), time, clock));
+        let tokens = options.jwt.is_on().then(|| Tokens::new(options.jwt.clone(), options.rate(), time, clock, fetch));
         let (ring, seen, told) = (ArcSwap::from_pointee(Ring::empty()), Mutex::default(), Mutex::default());
         let access = Self { options, ring, seen, tokens, told, clock, time };
         if access.tokens.is_none() || access.options.keys_file.exists() {

@@ -13,7 +13,6 @@ use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyAlgorithm, P
 use jsonwebtoken::{DecodingKey, Validation, decode, decode_header};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use ureq::tls::{PemItem, RootCerts, TlsConfig};
 
 use super::meter::{Meter, Time};
 use super::signature::{self, Algorithm};
@@ -31,10 +30,14 @@ const KEYS_MAX: usize = 256;
 pub(super) const JWKS_BYTES_MAX: u64 = 1 << 20;
 /// The most roles that are taken from a token.
 const ROLES_MAX: usize = 64;
-/// How long fetching the keys may take.
-const FETCH: Duration = Duration::from_secs(10);
 /// The least time between two fetches that unknown keys ask for.
 const FETCH_AGAIN: Duration = Duration::from_secs(30);
+
+/// What gets the document at an address: that address, the file with the certificates that vouch for it (empty for public authorities), and
+/// how many bytes it may have.
+///
+/// Errors: why it cannot be had, as a phrase for a log.
+pub type Fetch = fn(url: &str, ca: &Path, bytes_max: u64) -> Result<Vec<u8>, String>;
 
 /// Whose tokens are taken, and how they are read.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -70,7 +73,7 @@ impl Options {
         !self.issuer.is_empty()
     }
 
-    /// Every value that is wrong, as (key, sentence).
+    /// Every value that is wrong, as (key, sentence), but for what only the room knows that calls the address.
     pub(super) fn problems(&self) -> Vec<(&'static str, String)> {
         let mut problems = Vec::new();
         let mut wrong = |is_wrong: bool, key, text: &str| {
@@ -85,20 +88,6 @@ impl Options {
             wrong(self.algorithms.is_empty(), "jwt.algorithms", "expected at least one");
             let (file, url) = (!self.jwks_file.as_os_str().is_empty(), !self.jwks_url.is_empty());
             wrong(file == url, "jwt.jwks_file", "expected either a file or jwt.jwks_url");
-            let has_ca = !self.jwks_ca.as_os_str().is_empty();
-            wrong(has_ca && !self.jwks_url.starts_with("https:"), "jwt.jwks_ca", "is for a jwt.jwks_url with https");
-            if let Some(problem) = has_ca.then(|| trusting(&self.jwks_ca).err()).flatten() {
-                wrong(true, "jwt.jwks_ca", &problem);
-            }
-            let is_safe = self.jwks_url.parse::<ureq::http::Uri>().is_ok_and(|url| {
-                let is_here = matches!(url.host(), Some("127.0.0.1" | "localhost" | "[::1]"));
-                url.scheme_str() == Some("https") || (url.scheme_str() == Some("http") && is_here)
-            });
-            wrong(
-                url && !is_safe,
-                "jwt.jwks_url",
-                "expected https, or http on this machine: who changes the keys on their way can sign",
-            );
         }
         problems
     }
@@ -136,6 +125,7 @@ pub(super) struct Tokens {
     rate: Option<Rate>,
     time: Time,
     clock: fn() -> SystemTime,
+    fetch: Fetch,
     known: ArcSwap<Vec<Known>>,
     /// Counts the documents that `known` came from.
     keys: AtomicU64,
@@ -149,14 +139,21 @@ pub(super) struct Tokens {
 }
 
 impl Tokens {
-    /// With no keys yet.
-    pub(super) fn new(options: Options, rate: Option<Rate>, time: Time, clock: fn() -> SystemTime) -> Self {
+    /// With no keys yet: `fetch` gets them, where they are at an address.
+    pub(super) fn new(
+        options: Options,
+        rate: Option<Rate>,
+        time: Time,
+        clock: fn() -> SystemTime,
+        fetch: Fetch,
+    ) -> Self {
         signature::install();
         Self {
             options,
             rate,
             time,
             clock,
+            fetch,
             known: ArcSwap::from_pointee(Vec::new()),
             keys: AtomicU64::new(0),
             text: Mutex::default(),
@@ -186,7 +183,7 @@ impl Tokens {
             // Also when it fails: an issuer that is down is not asked every second.
             *fetched = Some((self.time.0)());
             self.wanted.store(false, Ordering::Relaxed);
-            fetch(&self.options.jwks_url, &self.options.jwks_ca)
+            (self.fetch)(&self.options.jwks_url, &self.options.jwks_ca, JWKS_BYTES_MAX)
                 .map_err(|cause| Error::Issuer { url: self.options.jwks_url.clone(), cause })?
         };
         let mut before = self.text.lock().unwrap_or_else(PoisonError::into_inner);
@@ -347,33 +344,52 @@ fn words(claim: Option<&Value>) -> Vec<String> {
     }
 }
 
-/// The document at `url`, for which the certificates in the file `ca` vouch, or public authorities. Redirects are not followed: the address
-/// in the configuration is the one that is trusted.
-fn fetch(url: &str, ca: &Path) -> Result<Vec<u8>, String> {
-    let config = ureq::Agent::config_builder().timeout_global(Some(FETCH)).max_redirects(0);
-    // What is on this machine is not behind a proxy.
-    let config = if url.starts_with("http:") { config.proxy(None) } else { config };
-    let config = if ca.as_os_str().is_empty() { config } else { config.tls_config(trusting(ca)?) };
-    let agent: ureq::Agent = config.build().into();
-    let mut answer = agent.get(url).call().map_err(|error| error.to_string())?;
-    if answer.status() != 200 {
-        return Err(format!("it answered {}", answer.status()));
-    }
-    answer.body_mut().with_config().limit(JWKS_BYTES_MAX + 1).read_to_vec().map_err(|error| error.to_string())
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Config, Sources};
 
-/// Trust in the certificates of a PEM file, and in no other.
-fn trusting(ca: &Path) -> Result<TlsConfig, String> {
-    let told = |error: &dyn std::fmt::Display| format!("{} cannot be used: {error}", ca.display());
-    let pem = std::fs::read(ca).map_err(|error| told(&error))?;
-    let parsed: Result<Vec<PemItem>, _> = ureq::tls::parse_pem(&pem).collect();
-    let is_certificate = |item| match item {
-        PemItem::Certificate(certificate) => Some(certificate),
-        _ => None,
-    };
-    let certificates: Vec<_> = parsed.map_err(|error| told(&error))?.into_iter().filter_map(is_certificate).collect();
-    if certificates.is_empty() {
-        return Err(told(&"it holds no certificate"));
+    fn tokens(time: Time, fetch: Fetch) -> Tokens {
+        let options = Config::load(&Sources::of_process(None, Vec::new())).expect("a configuration").access.jwt;
+        let options = Options { jwks_url: "https://issuer.example/keys".to_owned(), ..options };
+        Tokens::new(options, None, time, SystemTime::now, fetch)
     }
-    Ok(TlsConfig::builder().root_certs(RootCerts::from(certificates)).build())
+
+    #[test]
+    fn an_issuer_is_asked_when_it_is_time_or_for_an_unknown_key_and_not_every_second() {
+        static NOW: AtomicU64 = AtomicU64::new(0);
+        static ASKED: AtomicU64 = AtomicU64::new(0);
+        let time = Time(|| Duration::from_secs(NOW.load(Ordering::Relaxed)));
+        let tokens = tokens(time, |_, _, _| {
+            ASKED.fetch_add(1, Ordering::Relaxed);
+            Err("it is down".to_owned())
+        });
+        let refresh = |at: u64, now: bool| {
+            NOW.store(at, Ordering::Relaxed);
+            let before = ASKED.load(Ordering::Relaxed);
+            let told = tokens.refresh(now).map_err(|error| error.to_string());
+            let is_asked = ASKED.load(Ordering::Relaxed) > before;
+            let down = Err("the issuer's keys: https://issuer.example/keys: it is down".to_owned());
+            assert_eq!(told, if is_asked { down } else { Ok(false) });
+            is_asked
+        };
+        // The header {"alg":"EdDSA"}, of no key that is known.
+        let unknown = || assert!(matches!(tokens.find(b"eyJhbGciOiJFZERTQSJ9.e30.c2ln"), Err(Refused::Token(_))));
+        assert!(refresh(0, false), "nothing is known yet");
+        assert!(!refresh(1, false) && !refresh(299, false) && refresh(300, false), "every 300 seconds");
+        unknown();
+        assert!(!refresh(329, false) && refresh(330, false), "a key may be new, but not every second");
+        assert!(!refresh(360, false), "once for all who came");
+        assert!(refresh(361, true), "by hand at once");
+    }
+
+    #[test]
+    fn a_document_that_is_too_large_is_told() {
+        let tokens = tokens(Time::OF_PROCESS, |_, _, bytes_max| Ok(vec![b' '; bytes_max as usize + 1]));
+        let error = tokens.refresh(true).expect_err("too large").to_string();
+        assert_eq!(
+            error,
+            "the issuer's keys of https://issuer.example/keys: the document is larger than 1048576 bytes"
+        );
+    }
 }

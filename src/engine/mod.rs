@@ -65,8 +65,8 @@ use crate::model::Model;
 pub use crate::ledger::Receipt;
 /// To be spawned on every thread that awaits receipts: see `ledger::courier`.
 pub use crate::ledger::courier;
+use crate::outbound::webhook::Sender;
 use crate::telemetry::Metrics;
-use crate::webhook::Sender;
 use insight::Insight;
 use retraining::Retraining;
 use shadow::Shadow;

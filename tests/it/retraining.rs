@@ -1,7 +1,7 @@
 //! A new model is asked for: the real service, and a real receiver that checks what it is sent.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -16,6 +16,7 @@ use crate::insight;
 use crate::ledger::problems;
 use crate::service::{Service, customer_with, golden, until};
 use crate::slots;
+use crate::tls::Authority;
 
 const SECRET: [u8; 32] = [7; 32];
 
@@ -44,35 +45,49 @@ impl Message {
 
 /// A receiver that answers with the statuses in their order, and then with 204. At 0 it says nothing and keeps the connection.
 struct Receiver {
-    address: SocketAddr,
+    url: String,
     received: Arc<Mutex<Vec<Message>>>,
 }
 
 impl Receiver {
     fn start(statuses: &[u16]) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let address = listener.local_addr().expect("an address");
+        let url = format!("http://{}/hook", listener.local_addr().expect("an address"));
         let received = Arc::new(Mutex::new(Vec::new()));
         let (kept, statuses) = (received.clone(), statuses.to_vec());
         std::thread::spawn(move || {
             let mut open = Vec::new();
             for (at, stream) in listener.incoming().enumerate() {
                 let mut stream = stream.expect("a connection");
-                let message = read(&stream);
+                let message = read(&mut stream).expect("a message");
                 kept.lock().expect("no panic").push(message);
                 match statuses.get(at) {
                     Some(0) => open.push(stream),
-                    status => {
-                        let status = status.unwrap_or(&204);
-                        let head = format!(
-                            "HTTP/1.1 {status} x\r\nlocation: /elsewhere\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
-                        );
-                        let _ = stream.write_all(head.as_bytes());
-                    }
+                    status => answer(&mut stream, *status.unwrap_or(&204)),
                 }
             }
         });
-        Self { address, received }
+        Self { url, received }
+    }
+
+    /// One over TLS, whose certificate is of `authority`. It always answers 204.
+    fn start_over_tls(authority: &Authority) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let url = format!("https://{}/hook", listener.local_addr().expect("an address"));
+        let received = Arc::new(Mutex::new(Vec::new()));
+        let (kept, tls) = (received.clone(), authority.server("server"));
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let connection = rustls::ServerConnection::new(tls.clone()).expect("a connection");
+                let mut stream = rustls::StreamOwned::new(connection, stream.expect("a connection"));
+                // Who does not trust it goes away before there is a message.
+                if let Ok(message) = read(&mut stream) {
+                    kept.lock().expect("no panic").push(message);
+                    answer(&mut stream, 204);
+                }
+            }
+        });
+        Self { url, received }
     }
 
     fn received(&self) -> Vec<Message> {
@@ -86,12 +101,17 @@ impl Receiver {
     }
 }
 
-fn read(stream: &TcpStream) -> Message {
+fn answer(stream: &mut impl Write, status: u16) {
+    let head = format!("HTTP/1.1 {status} x\r\nlocation: /elsewhere\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+    let _ = stream.write_all(head.as_bytes());
+}
+
+fn read(stream: &mut impl Read) -> std::io::Result<Message> {
     let mut reader = BufReader::new(stream);
     let mut lines = Vec::new();
     loop {
         let mut line = String::new();
-        reader.read_line(&mut line).expect("a line");
+        reader.read_line(&mut line)?;
         if line.trim().is_empty() {
             break;
         }
@@ -103,13 +123,13 @@ fn read(stream: &TcpStream) -> Message {
         found.unwrap_or_else(|| panic!("no {name} in {lines:?}")).trim().to_owned()
     };
     let mut body = vec![0; header("content-length:").parse().expect("a length")];
-    reader.read_exact(&mut body).expect("a body");
-    Message {
+    reader.read_exact(&mut body)?;
+    Ok(Message {
         id: header("webhook-id:"),
         at: header("webhook-timestamp:"),
         signature: header("webhook-signature:"),
         body: String::from_utf8(body).expect("UTF-8"),
-    }
+    })
 }
 
 /// The settings that ask `receiver`, with the secret in `directory`.
@@ -118,7 +138,7 @@ fn settings(receiver: &Receiver, directory: &Path, more: &[&str]) -> Vec<String>
     std::fs::write(&secret, format!("whsec_{}\n", BASE64_STANDARD.encode(SECRET))).expect("written");
     std::fs::set_permissions(&secret, std::fs::Permissions::from_mode(0o600)).expect("a mode");
     let own = [
-        format!("retraining.url=http://{}/hook", receiver.address),
+        format!("retraining.url={}", receiver.url),
         format!("retraining.secret_file={}", secret.display()),
         "retraining.backoff_ms=1".to_owned(),
         "retraining.cool_down_hours=0.0".to_owned(),
@@ -321,6 +341,31 @@ async fn what_became_of_a_message_is_written_down_as_soon_as_that_can_be_and_a_r
     let known = causes(&service).await;
     assert_eq!((known.len(), &known[0]["delivery"]), (1, &json!("refused")), "{known:?}");
     assert_eq!(receiver.received().len(), 2, "who does not want it is not asked again");
+}
+
+/// What the messages tell is for the receiver that the right authority vouches for.
+#[tokio::test]
+async fn a_receiver_is_told_when_the_right_authority_vouches_for_it() {
+    let (own, foreign) = (Authority::new(), Authority::new());
+    let (directory, receiver) = (tempfile::tempdir().expect("a directory"), Receiver::start_over_tls(&own));
+    let start = |authority: &Authority| {
+        let ca = format!("retraining.ca={}", authority.path("ca.pem").display());
+        let more = [ca.as_str(), "retraining.drift_requests_min=200", "retraining.tries_max=1"];
+        start_in(directory.path(), &settings(&receiver, directory.path(), &more))
+    };
+    let service = start(&foreign);
+    drift(&service, "A", 200, 41).await;
+    let cause = until_settled(&service, 1).await.remove(0);
+    let failure = cause["failure"].as_str().expect("a failure");
+    assert!(cause["delivery"] == "given_up" && failure.contains("certificate"), "{cause:#}");
+    assert!(receiver.received().is_empty(), "it was told to whom another authority vouches for");
+    drop(service);
+
+    // What was given up is tried at a start.
+    let service = start(&own);
+    let told = receiver.until(1).await.remove(0);
+    assert!(told.is_signed() && told.id == cause["id"] && told.json() == cause["message"], "{told:?}");
+    until(async || causes(&service).await[0]["delivery"] == "delivered").await;
 }
 
 #[tokio::test]

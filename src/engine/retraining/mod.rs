@@ -1,5 +1,5 @@
 //! Asking for a new model: each cause is put on record and then sent, on a thread of its own, until it arrives or is refused.
-//! What calls for one is in `evidence`, how far each has come in `request`, the law in `domain::retraining`, the message on its way in `webhook`.
+//! What calls for one is in `evidence`, how far each has come in `request`, the law in `domain::retraining`, the message on its way in `outbound::webhook`.
 
 mod evidence;
 mod request;
@@ -20,7 +20,8 @@ use crate::domain::insight::quality::Quality;
 use crate::domain::policy::Period;
 use crate::domain::retraining::{Cause, Kind, PAUSE_MS_MAX, pause_ms};
 use crate::ledger::{Delivery, Ledger, Remembered};
-use crate::webhook::{self, Sender};
+use crate::outbound;
+use crate::outbound::webhook::Sender;
 use evidence::Seen;
 pub use request::Request;
 use request::forgettable;
@@ -38,6 +39,7 @@ const KPIS: [&str; 3] = ["churn_reduction", "conversion_rate", "cost_per_decisio
 #[expect(missing_docs, reason = "default.toml documents every key")]
 pub struct Options {
     pub url: String,
+    pub ca: PathBuf,
     pub secret_file: PathBuf,
     pub causes: Vec<Kind>,
     pub schedule: String,
@@ -99,8 +101,9 @@ impl Options {
             "links",
             "expected what an address begins with, such as https://mainstay.example.com",
         );
-        if let Some(problem) = webhook::problem(&self.url).filter(|_| self.is_on()) {
-            problems.push(("url", problem.to_owned()));
+        if self.is_on() {
+            let danger = "the messages tell figures of the business";
+            problems.extend(outbound::problems(("url", &self.url), ("ca", &self.ca), danger));
         }
         problems
     }
@@ -335,14 +338,15 @@ mod tests {
 
     use super::*;
     use crate::config::{Config, Sources};
-    use crate::webhook::Failure;
+    use crate::outbound::webhook::Failure;
 
     const HOUR: Duration = Duration::from_millis(PAUSE_MS_MAX);
 
     fn retraining(requests: Vec<Request>) -> Retraining {
         let options = Config::load(&Sources::of_process(None, Vec::new())).expect("a configuration").retraining;
         let secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw".to_owned();
-        let sender = Sender::open("https://x", Path::new(""), Some(secret), Duration::from_secs(1)).expect("a sender");
+        let no = Path::new("");
+        let sender = Sender::open(("https://x", no), no, Some(secret), Duration::from_secs(1)).expect("a sender");
         let (thread, stopping) = (OnceLock::new(), AtomicBool::new(false));
         Retraining { options, sender, requests: Mutex::new(requests), thread, stopping }
     }
@@ -387,6 +391,16 @@ mod tests {
                 assert!(is_tried(&one, Instant::now()), "that is put on record");
                 assert!(!is_tried(&Request { is_recorded: true, ..one }, Instant::now() + 24 * HOUR));
             }
+        }
+    }
+
+    #[test]
+    fn a_receiver_is_left_alone_as_long_as_it_wants_and_for_an_hour_at_most() {
+        let options = retraining(Vec::new()).options;
+        for (wait, pause) in [(HOUR * 5 / 6, HOUR * 5 / 6), (HOUR * 24 * 365, HOUR)] {
+            let (mut one, before) = (request("1.0.0", 0, Delivery::Due), Instant::now());
+            one.tried(Err(Failure { wait: Some(wait), ..failed(false).expect_err("a failure") }), &options, 1);
+            assert!((before + pause..=Instant::now() + pause).contains(&one.due), "{wait:?}");
         }
     }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::Options;
 use crate::domain::retraining::{Cause, PAUSE_MS_MAX, pause_ms};
 use crate::ledger::{Delivery, Remembered};
-use crate::webhook::Failure;
+use crate::outbound::webhook::Failure;
 
 /// A cause, and how far it has come.
 #[derive(Debug, Clone, PartialEq)]

@@ -1,9 +1,9 @@
-//! Floor 1, the webhook: a message to one receiver, signed as the Standard Webhooks specification (1.0.0) has it. When something is
-//! sent, and what follows when it does not arrive, is decided above.
+//! A message to one receiver, signed as the Standard Webhooks specification (1.0.0) has it. When something is sent, and what follows when it
+//! does not arrive, is decided above.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -67,8 +67,9 @@ enum Secrets {
 /// What sends messages to one receiver.
 pub struct Sender {
     url: String,
+    ca: PathBuf,
+    timeout: Duration,
     secrets: Secrets,
-    agent: ureq::Agent,
 }
 
 impl std::fmt::Debug for Sender {
@@ -77,21 +78,18 @@ impl std::fmt::Debug for Sender {
     }
 }
 
-/// What is wrong with the address of a receiver, if anything is.
-pub fn problem(url: &str) -> Option<&'static str> {
-    let is_safe = url.parse::<ureq::http::Uri>().is_ok_and(|url| {
-        let is_here = matches!(url.host(), Some("127.0.0.1" | "localhost" | "[::1]"));
-        url.scheme_str() == Some("https") || (url.scheme_str() == Some("http") && is_here)
-    });
-    (!is_safe).then_some("expected https, or http on this machine: the messages tell figures of the business")
-}
-
 impl Sender {
-    /// What sends to `url`, each try for `timeout` at most. The secrets are those of `file`, read again for each message, or where it is empty
-    /// the one that is `given`. Certificates are held to the roots that are compiled in; redirects are not followed.
+    /// What sends to `url`, each try for `timeout` at most. The receiver's certificate is held to those of the file `ca`, or where it is empty
+    /// to the roots that are compiled in. The secrets are those of `file`, or where it is empty the one that is `given`. Both files are read
+    /// again for each message.
     ///
     /// Errors: there is no secret, or it is none.
-    pub fn open(url: &str, file: &Path, given: Option<String>, timeout: Duration) -> Result<Self, Error> {
+    pub fn open(
+        (url, ca): (&str, &Path),
+        file: &Path,
+        given: Option<String>,
+        timeout: Duration,
+    ) -> Result<Self, Error> {
         let secrets = match (file.as_os_str().is_empty(), given) {
             (false, _) => Secrets::File(file.to_owned()),
             (true, Some(text)) => Secrets::Given(
@@ -99,16 +97,7 @@ impl Sender {
             ),
             (true, None) => return Err(Error::NoSecret),
         };
-        let config = ureq::Agent::config_builder()
-            .timeout_global(Some(timeout))
-            .max_redirects(0)
-            .http_status_as_error(false)
-            // Messages are hours apart: a connection that is kept would only be a broken one.
-            .max_idle_connections(0)
-            .user_agent(concat!("mainstay/", env!("CARGO_PKG_VERSION")));
-        // What is on this machine is not behind a proxy.
-        let config = if url.starts_with("http:") { config.proxy(None) } else { config };
-        let sender = Self { url: url.to_owned(), secrets, agent: config.build().into() };
+        let sender = Self { url: url.to_owned(), ca: ca.to_owned(), timeout, secrets };
         sender.secrets()?;
         Ok(sender)
     }
@@ -139,9 +128,13 @@ impl Sender {
     pub fn send(&self, id: &str, at_secs: u64, body: &[u8]) -> Result<(), Failure> {
         let failure = |text: String| Failure { text, is_final: false, wait: None };
         let secrets = self.secrets().map_err(|error| failure(error.to_string()))?;
-        let request = self
-            .agent
+        // Messages are hours apart: a connection that is kept would only be a broken one.
+        let agent = super::agent(&self.url, &self.ca, self.timeout).map_err(failure)?;
+        let request = agent
             .post(&self.url)
+            .config()
+            .http_status_as_error(false)
+            .build()
             .header("content-type", "application/json")
             .header("webhook-id", id)
             .header("webhook-timestamp", at_secs.to_string())
@@ -151,13 +144,19 @@ impl Sender {
         if status.is_success() {
             return Ok(());
         }
-        let wait = answer.headers().get("retry-after").and_then(|value| value.to_str().ok()?.trim().parse().ok());
-        Err(Failure {
-            text: format!("it answered {}", status.as_u16()),
-            is_final: status == 410,
-            wait: wait.map(Duration::from_secs),
-        })
+        let wait = answer.headers().get("retry-after").and_then(|value| wait(value.to_str().ok()?.trim(), at_secs));
+        Err(Failure { text: format!("it answered {}", status.as_u16()), is_final: status == 410, wait })
     }
+}
+
+/// How long a `retry-after` wants to be waited (RFC 9110, section 10.2.3): so many seconds, or until a date, in any form that section 5.6.7
+/// knows. A date is counted from `at_secs`, when it was sent: as long as the answer took it may be later, and it is never earlier.
+fn wait(text: &str, at_secs: u64) -> Option<Duration> {
+    if let Ok(secs) = text.parse() {
+        return Some(Duration::from_secs(secs));
+    }
+    let date = httpdate::parse_http_date(text).ok()?.duration_since(SystemTime::UNIX_EPOCH).ok()?;
+    Some(date.saturating_sub(Duration::from_secs(at_secs)))
 }
 
 /// The secrets in `text`, one in each line.
@@ -190,6 +189,7 @@ fn signature(secrets: &[Vec<u8>], id: &str, at_secs: u64, body: &[u8]) -> String
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::outbound::tests::once;
 
     /// The example of the specification's own libraries.
     const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
@@ -207,7 +207,7 @@ mod tests {
     fn what_is_no_secret_is_told_without_it() {
         let file = tempfile::NamedTempFile::new().expect("a file");
         let open = |url: &str, path: &Path, given: Option<&str>| {
-            Sender::open(url, path, given.map(str::to_owned), Duration::from_secs(1)).map(drop)
+            Sender::open((url, Path::new("")), path, given.map(str::to_owned), Duration::from_secs(1)).map(drop)
         };
         for text in ["hunter2", "whsec_c2hvcnQ=", "whsec_***", "", &format!("{SECRET}\n").repeat(5)] {
             std::fs::write(file.path(), text).expect("written");
@@ -223,12 +223,29 @@ mod tests {
     }
 
     #[test]
-    fn only_what_nobody_reads_on_its_way_is_an_address() {
-        for url in ["https://example.com/hook", "http://127.0.0.1:9/x", "http://[::1]:9", "http://localhost/"] {
-            assert_eq!(problem(url), None, "{url}");
+    fn when_to_come_again_is_seconds_or_a_date() {
+        // 37 seconds before the date that RFC 9110 writes in three ways.
+        let at_secs = 784_111_740;
+        for (text, secs) in [
+            ("120", Some(120)),
+            ("0", Some(0)),
+            ("Sun, 06 Nov 1994 08:49:37 GMT", Some(37)),
+            ("Sunday, 06-Nov-94 08:49:37 GMT", Some(37)),
+            ("Sun Nov  6 08:49:37 1994", Some(37)),
+            ("Sun, 06 Nov 1994 08:48:00 GMT", Some(0)),
+            ("soon", None),
+            ("-1", None),
+            ("", None),
+        ] {
+            assert_eq!(wait(text, at_secs), secs.map(Duration::from_secs), "{text}");
         }
-        for url in ["http://example.com", "ftp://x", "x", "https://", "http://127.0.0.1.example.com/"] {
-            assert!(problem(url).is_some(), "{url}");
-        }
+        let url = once(
+            "HTTP/1.1 503 Down\r\nretry-after: Sun, 06 Nov 1994 08:49:37 GMT\r\ncontent-length: 0\r\nconnection: close\r\n\r\n",
+        );
+        let (no, time) = (Path::new(""), Duration::from_secs(20));
+        let sender = Sender::open((&url, no), no, Some(SECRET.to_owned()), time).expect("a sender");
+        let failure =
+            Failure { text: "it answered 503".to_owned(), is_final: false, wait: Some(Duration::from_secs(37)) };
+        assert_eq!(sender.send("m", at_secs, b"{}"), Err(failure));
     }
 }
