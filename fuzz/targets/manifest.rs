@@ -8,7 +8,11 @@ pub(super) fn run(input: &[u8]) {
     let Ok(card) = serde_json::from_slice::<Card>(input) else { return };
     let written = serde_json::to_string(&card).expect("a card can be written");
     // A number may lose its last bit on its first way through JSON, and none after that.
-    let again: Card = serde_json::from_str(&written).expect("what was written is a card");
+    let Ok(again) = serde_json::from_str::<Card>(&written) else {
+        // JSON has no infinity, which a number beyond float32 is read as.
+        assert!(card.check().is_err(), "what cannot be written and read again is refused");
+        return;
+    };
     assert_eq!(serde_json::to_string(&again).expect("JSON").len(), written.len(), "a card is written as it was read");
     let schema = match (card.check(), again.check()) {
         (Ok(schema), Ok(_)) => schema,
