@@ -9,10 +9,10 @@ ARG DEBIAN_IMAGE=debian:bookworm-slim
 FROM ${RUST_IMAGE} AS build
 WORKDIR /src
 
-# The dependencies first, under an empty crate: this layer is made again only when the manifest or the lock file
+# The dependencies first, under an empty crate: this layer is made again only when the manifest, the lock file or the configuration of Cargo
 # changes. What the manifest says of tests and benches is dropped: their files are not here.
 COPY Cargo.toml Cargo.lock ./
-COPY .cargo .cargo
+COPY .cargo/config.toml .cargo/
 RUN awk '/^\[/ { skip = /^\[\[(test|bench|example)\]\]/ } !skip' Cargo.toml > Cargo.image.toml \
  && mv Cargo.image.toml Cargo.toml \
  && mkdir src && touch src/lib.rs && echo 'fn main() {}' > src/main.rs \

@@ -188,7 +188,7 @@ make_rust_base() { # NAME DEBIAN_NAME
   cat >"$tmp/Dockerfile.packages" <<DOCKERFILE
 FROM $2
 RUN apt-get update -qq \\
- && apt-get install -y -qq --no-install-recommends gcc libc6-dev ca-certificates \\
+ && apt-get install -y -qq --no-install-recommends gcc libc6-dev make ca-certificates \\
  && rm -rf /var/lib/apt/lists/*
 COPY . /etc/ssl/certs/
 DOCKERFILE

@@ -151,8 +151,8 @@ pub(super) struct Sample {
 }
 
 impl Sample {
-    /// Decisions for which there is room from the start: as much is taken of the machine's memory as is written to. What grows by doubling
-    /// leaves behind what it has left.
+    /// Decisions for which there is room from the start, and rows take as much of the machine's memory as is written to. What grows by
+    /// doubling leaves behind what it has left.
     const ROOM_MAX: usize = 131_072;
 
     /// One of `max` decisions, and some more until it is trimmed.
@@ -166,7 +166,7 @@ impl Sample {
             customers: Ticket::MAX,
             rows: VecDeque::with_capacity(room),
             gone: 0,
-            places: HashMap::with_capacity(room),
+            places: HashMap::new(),
             kinds: Table::new(),
             groups,
             since_room: KINDS_MAX,

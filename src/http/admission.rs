@@ -29,11 +29,13 @@ const SHARE_MIN: f64 = 0.02;
 /// A refusal is held back for about so long, since a caller who waits for it does not ask again on that connection; else refusing callers
 /// who come again at once would be most of what is done. Who has gone by then is not answered at all.
 const REFUSAL: Duration = Duration::from_millis(100);
-/// The more are held back, the longer, so that one worker gives no more than so many refusals a second; but no longer than that.
+/// The more are held back, the longer, so that one worker gives about so many refusals a second, as far as the next bound lets it. This
+/// slows those who wait for their answer before they ask again.
 const REFUSALS_PER_SEC: u32 = 4_000;
+/// The longest that a refusal is held back.
 const REFUSAL_MAX: Duration = Duration::from_millis(500);
 /// Refusals held back at a time, of one worker; with more they are given at once.
-const HELD_MAX: u32 = 8_192;
+const HELD_MAX: u32 = 32_768;
 
 thread_local! {
     static GATE: Gate = const { Gate::new() };
@@ -83,21 +85,21 @@ pub(super) fn admits() -> bool {
     })
 }
 
-/// Holds a refusal back, but not beyond what the caller waits.
+/// Holds a refusal back, for half of what the caller still waits at most: the rest is for another replica.
 pub(super) async fn hold_back(deadline: Deadline) {
     let held = GATE.with(|gate| gate.held.get());
     if held < HELD_MAX {
         GATE.with(|gate| gate.held.set(held + 1));
         let _held = Held;
-        tokio::time::sleep(deadline.left(held_for(held, fastrand::f64()))).await;
+        tokio::time::sleep(deadline.left(held_for(held, fastrand::f64()) * 2) / 2).await;
     }
 }
 
 /// How long a refusal is held back beside so many others; `chance`, 0 to 1, spreads those that came together, or they would come again
 /// together.
 fn held_for(others: u32, chance: f64) -> Duration {
-    let even = (Duration::from_secs(1) * others / REFUSALS_PER_SEC).clamp(REFUSAL, REFUSAL_MAX);
-    even.mul_f64(0.75 + 0.5 * chance)
+    let even = (Duration::from_secs(1) * others / REFUSALS_PER_SEC).max(REFUSAL);
+    even.mul_f64(0.75 + 0.5 * chance).min(REFUSAL_MAX)
 }
 
 /// A refusal that is held back, on the thread where it began.
@@ -271,7 +273,7 @@ mod tests {
     fn the_more_are_refused_the_longer_they_wait() {
         assert_eq!(held_for(0, 0.5), REFUSAL);
         assert_eq!(held_for(1_000, 0.5), Duration::from_millis(250), "4,000 a second");
-        assert_eq!(held_for(HELD_MAX, 0.5), REFUSAL_MAX);
+        assert_eq!(held_for(HELD_MAX, 1.0), REFUSAL_MAX);
         assert_eq!((held_for(0, 0.0), held_for(0, 1.0)), (REFUSAL * 3 / 4, REFUSAL * 5 / 4), "not all at once");
     }
 

@@ -23,7 +23,7 @@ pub(super) struct Scoring<'m> {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false, minimum = 1)]
     run_rows: Option<usize>,
-    /// Customers that may wait; one more is refused with 503.
+    /// Customers that may wait, at most; one more is refused with 503. While runs take longer than at the probe it is fewer.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false, minimum = 1)]
     waiting_max: Option<usize>,

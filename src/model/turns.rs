@@ -27,7 +27,7 @@ pub struct Options {
     pub threads: usize,
     /// The longest median time of a lone row, in microseconds, for which the thread of a request may be held.
     pub inline_row_us_max: u64,
-    /// How long the last one in the queue may have to wait by the pace of the probe, in milliseconds.
+    /// How long the last one in the queue may have to wait by what whole runs take now, in milliseconds.
     pub wait_ms_max: u64,
     /// Rows that may wait, whatever the pace. At least 1.
     pub waiting_max: usize,
@@ -235,7 +235,7 @@ impl Queue {
         let mut waiting = self.waiting();
         let max = self.plan.in_time(waiting.run_us);
         if waiting.rows.len() >= max {
-            // Whoever has gone keeps nobody out, at least not for long.
+            // Whoever has gone keeps out an eighth of the queue at most.
             if waiting.refused >= waiting.rows.len() / Self::LOOKED_AT {
                 waiting.refused = 0;
                 waiting.rows.retain(|row| !row.is_gone());
@@ -285,11 +285,7 @@ fn run(evaluator: &Evaluator, estimator: Option<&Estimator>, rows: Vec<Row>) {
         let values: Vec<f32> = rows.iter().flat_map(|row| row.values.iter().copied()).collect();
         let mut found = Vec::with_capacity(rows.len());
         if evaluator.run(&values, |probability| found.push(probability)).is_ok() {
-            return rows.into_iter().zip(found).for_each(|(row, probability)| {
-                row.answer(Ok(probability), estimator);
-                // Who was woken goes on first: a whole run at once would be a burst before everybody else's requests.
-                std::thread::yield_now();
-            });
+            return rows.into_iter().zip(found).for_each(|(row, probability)| row.answer(Ok(probability), estimator));
         }
     }
     for row in rows {
@@ -353,6 +349,17 @@ mod tests {
         assert_eq!(queue.take().map(values), Some(vec![5.0]), "it waits for no second one");
         queue.waiting().is_closed = true;
         assert!(queue.take().is_none());
+    }
+
+    #[test]
+    fn who_has_gone_keeps_out_an_eighth_of_the_queue_at_most() {
+        let queue = Queue::new(Plan { run_rows: 2, waiting_max: 64, ..PLAN });
+        (0..64).for_each(|at| queue.push(row(at as f32).0).expect("room"));
+        for refused in 0..8 {
+            assert!(matches!(queue.push(row(64.0).0), Err(Error::Full)), "{refused}: nobody has looked yet");
+        }
+        queue.push(row(64.0).0).expect("the places of all who have gone");
+        assert_eq!(queue.waiting().rows.len(), 1);
     }
 
     /// As many may wait as are scored in time at the pace of now.

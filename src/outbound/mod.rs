@@ -3,15 +3,21 @@
 
 pub mod webhook;
 
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 use std::time::Duration;
 
+use rustls::RootCertStore;
+use rustls::pki_types::CertificateDer;
 use ureq::Agent;
 use ureq::http::Uri;
 use ureq::tls::{PemItem, RootCerts, TlsConfig};
 
 /// How long reading a document may take.
 const READ: Duration = Duration::from_secs(10);
+/// The largest file of authorities: more than all public ones together take.
+const CA_BYTES_MAX: u64 = 1 << 20;
 /// What an address has to be.
 const EXPECTED: &str = "expected https, or http on this machine";
 
@@ -42,10 +48,13 @@ pub fn problems(
 pub fn read(url: &str, ca: &Path, bytes_max: u64) -> Result<Vec<u8>, String> {
     let mut answer = agent(url, ca, READ)?.get(url).call().map_err(|error| error.to_string())?;
     if answer.status() != 200 {
-        return Err(format!("it answered {}", answer.status()));
+        return Err(format!("it answered {}", answer.status().as_u16()));
     }
     // A body has to be shorter than this limit.
-    answer.body_mut().with_config().limit(bytes_max + 1).read_to_vec().map_err(|error| error.to_string())
+    answer.body_mut().with_config().limit(bytes_max + 1).read_to_vec().map_err(|error| match error {
+        ureq::Error::BodyExceedsLimit(_) => format!("it is larger than {bytes_max} bytes"),
+        other => other.to_string(),
+    })
 }
 
 /// What makes one call to `url`. The file `ca` is read for each: who renews an authority need not restart the service.
@@ -57,6 +66,8 @@ fn agent(url: &str, ca: &Path, timeout: Duration) -> Result<Agent, String> {
         .timeout_global(Some(timeout))
         // The address in the configuration is the one that is trusted.
         .max_redirects(0)
+        // What follows from a status is for who calls to say.
+        .http_status_as_error(false)
         .user_agent(concat!("mainstay/", env!("CARGO_PKG_VERSION")));
     // What is on this machine is not behind a proxy.
     let config = if is_here(url) { config.proxy(None) } else { config };
@@ -85,7 +96,11 @@ fn is_here(url: &str) -> bool {
 /// Trust in the certificates of a PEM file, and in no other.
 fn trust(ca: &Path) -> Result<TlsConfig, String> {
     let told = |error: &dyn std::fmt::Display| format!("{} cannot be used: {error}", ca.display());
-    let pem = std::fs::read(ca).map_err(|error| told(&error))?;
+    let mut pem = Vec::new();
+    File::open(ca).and_then(|file| file.take(CA_BYTES_MAX + 1).read_to_end(&mut pem)).map_err(|error| told(&error))?;
+    if pem.len() as u64 > CA_BYTES_MAX {
+        return Err(told(&format!("it is larger than {CA_BYTES_MAX} bytes")));
+    }
     let parsed: Result<Vec<PemItem>, _> = ureq::tls::parse_pem(&pem).collect();
     let is_certificate = |item| match item {
         PemItem::Certificate(certificate) => Some(certificate),
@@ -95,12 +110,17 @@ fn trust(ca: &Path) -> Result<TlsConfig, String> {
     if certificates.is_empty() {
         return Err(told(&"it holds no certificate"));
     }
+    // The client drops what is no certificate, and would then trust nobody.
+    let mut roots = RootCertStore::empty();
+    for certificate in &certificates {
+        roots.add(CertificateDer::from(certificate.der())).map_err(|error| told(&error))?;
+    }
     Ok(TlsConfig::builder().root_certs(RootCerts::from(certificates)).build())
 }
 
 #[cfg(test)]
 mod tests {
-    use std::io::{BufRead, BufReader, Read, Write};
+    use std::io::{BufRead, BufReader, Write};
     use std::net::TcpListener;
 
     use super::*;
@@ -151,6 +171,10 @@ mod tests {
             told("http://localhost", "Cargo.toml"),
             [("ca", "is for a url with https".to_owned()), ("ca", none)]
         );
+        let damaged = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(&damaged, "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n").expect("a file");
+        let [(_, problem)] = &told("https://x", damaged.path().to_str().expect("a name"))[..] else { panic!("taken") };
+        assert!(problem.contains("cannot be used"), "{problem}");
         let missing = told("https://x", "nowhere.pem");
         assert_eq!(missing, [("ca", "nowhere.pem cannot be used: No such file or directory (os error 2)".to_owned())]);
         assert_eq!(
@@ -165,11 +189,11 @@ mod tests {
         let answered = |answer, bytes_max| read(&once(answer), Path::new(""), bytes_max);
         let found = "HTTP/1.1 200 OK\r\ncontent-length: 4\r\nconnection: close\r\n\r\nkeys";
         assert_eq!(answered(found, 4), Ok(b"keys".to_vec()));
-        assert_eq!(answered(found, 3), Err("the response body is larger than request limit: 4".to_owned()));
+        assert_eq!(answered(found, 3), Err("it is larger than 3 bytes".to_owned()));
         let moved =
             "HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:1/\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
-        assert_eq!(answered(moved, 4), Err("it answered 302 Found".to_owned()));
+        assert_eq!(answered(moved, 4), Err("it answered 302".to_owned()));
         let down = "HTTP/1.1 503 Down\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
-        assert_eq!(answered(down, 4), Err("http status: 503".to_owned()));
+        assert_eq!(answered(down, 4), Err("it answered 503".to_owned()));
     }
 }

@@ -133,7 +133,6 @@ impl Sender {
         let request = agent
             .post(&self.url)
             .config()
-            .http_status_as_error(false)
             .build()
             .header("content-type", "application/json")
             .header("webhook-id", id)
@@ -152,8 +151,9 @@ impl Sender {
 /// How long a `retry-after` wants to be waited (RFC 9110, section 10.2.3): so many seconds, or until a date, in any form that section 5.6.7
 /// knows. A date is counted from `at_secs`, when it was sent: as long as the answer took it may be later, and it is never earlier.
 fn wait(text: &str, at_secs: u64) -> Option<Duration> {
-    if let Ok(secs) = text.parse() {
-        return Some(Duration::from_secs(secs));
+    if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+        // More than a number holds is for ever.
+        return Some(Duration::from_secs(text.parse().unwrap_or(u64::MAX)));
     }
     let date = httpdate::parse_http_date(text).ok()?.duration_since(SystemTime::UNIX_EPOCH).ok()?;
     Some(date.saturating_sub(Duration::from_secs(at_secs)))
@@ -234,7 +234,9 @@ mod tests {
             ("Sun Nov  6 08:49:37 1994", Some(37)),
             ("Sun, 06 Nov 1994 08:48:00 GMT", Some(0)),
             ("soon", None),
+            ("99999999999999999999", Some(u64::MAX)),
             ("-1", None),
+            ("+5", None),
             ("", None),
         ] {
             assert_eq!(wait(text, at_secs), secs.map(Duration::from_secs), "{text}");
