@@ -28,6 +28,9 @@ use crate::telemetry::Metrics;
 
 /// Connections that may wait for one worker to take them.
 const HANDOVER_MAX: usize = 1_024;
+/// Connections that may wait to be accepted, where the system allows so many: the usual 128 are overrun by callers that come together, and who
+/// finds no place comes again after a second of silence.
+const BACKLOG: i32 = 4_096;
 /// How long to wait when no descriptor is left for a new connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 
@@ -119,6 +122,8 @@ impl Server {
     ) -> io::Result<Self> {
         let address = listener.local_addr()?;
         listener.set_nonblocking(true)?;
+        // Of a socket that listens already this changes the number alone.
+        rustix::net::listen(&listener, BACKLOG)?;
         let (stop, stopped) = watch::channel(false);
         let mut handovers = Vec::new();
         let mut workers = Vec::new();

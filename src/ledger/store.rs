@@ -135,6 +135,8 @@ pub(super) fn open_for_reading(path: &Path) -> Result<Connection, Error> {
     let database =
         Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
     database.busy_timeout(std::time::Duration::from_secs(5))?;
+    // In KiB: the way to a record is a few pages, and who reads all of them reads none twice. Several readers are kept.
+    database.pragma_update(None, "cache_size", -512)?;
     let found: i64 = database.pragma_query_value(None, "user_version", |row| row.get(0))?;
     if found > SCHEMA {
         return Err(Error::Newer { path: path.to_owned(), found, known: SCHEMA });
