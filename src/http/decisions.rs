@@ -177,6 +177,7 @@ pub(super) async fn customer(
         (status = 200, description = "Nothing readable is on record any more", body = Erasure),
         (status = 400, description = "The path is not UTF-8", body = problem::Document, content_type = "application/problem+json"),
         (status = 404, description = "The ledger is off", body = problem::Document, content_type = "application/problem+json"),
+        (status = 422, description = "x-request-timeout-ms is not as expected", body = problem::Document, content_type = "application/problem+json"),
         wire_problem::Failing,
     )
 )]
