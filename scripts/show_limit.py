@@ -87,8 +87,8 @@ def descriptors(server):
 
 
 def overload(place):
-    """Three times the peak, due whatever becomes of it: what is answered, as a share of the most from as many connections, and how late
-    after it was due. Thousands of connections cost something themselves."""
+    """Three times the peak, due whatever becomes of it: what is answered, and how late after it was due. Thousands of connections cost
+    something themselves: how much is told, and the claim is the same."""
     seconds = 3 if place.quick else 10
     for connections in POOLS:
         with place.serve() as server:
@@ -101,8 +101,8 @@ def overload(place):
             metrics = Client(server.admin).ask("GET", "/metrics")[2].decode()
         name = f"overload, {connections} connections"
         info(f"{name}: peak {peak['answered_per_sec']:.0f}/s on 256 connections, {most['answered_per_sec']:.0f}/s on {connections}; {json.dumps(found)}")
-        ratio = found["answered_per_sec"] / most["answered_per_sec"]
-        claim(ratio >= GOODPUT_MIN, f"{name}: {rate}/s due, {found['answered_per_sec']:.0f}/s answered: {ratio:.2f} of the most from as many connections (at least {GOODPUT_MIN})")
+        ratio = found["answered_per_sec"] / peak["answered_per_sec"]
+        claim(ratio >= GOODPUT_MIN, f"{name}: {rate}/s due, {found['answered_per_sec']:.0f}/s answered: {ratio:.2f} of the peak (at least {GOODPUT_MIN})")
         p99 = found["answered_ms"]["p99"] or float("inf")
         claim(p99 < P99_MAX_MS, f"{name}: p99 of what was answered {p99:.1f} ms after it was due (under {P99_MAX_MS})")
         others = sum(found[key] for key in ("refused_per_sec", "given_up_per_sec"))

@@ -91,6 +91,24 @@ def every_row_is_judged(ctx, response, case):
             raise AssertionError(f"row {number} made the server fail: {row}: {item}")
 
 
+@schemathesis.check
+def refused_for_a_known_reason(ctx, response, case):
+    """A 504 is of a caller who said how long it waits. A batch that keeps the contract is refused only for what that cannot say: a budget
+    where the policy knows none or in a stream, and columns of another model."""
+    query, headers = case.query or {}, {name.lower() for name in (case.headers or {})}
+    if response.status_code == 504 and ("x-request-timeout-ms" not in headers or response.json()["code"] != LATE):
+        raise AssertionError("nobody said how long to wait, and the server gave up")
+    is_whole = case.meta is not None and case.meta.generation.mode.is_positive
+    if not is_whole or not case.operation.path.endswith("/batch") or response.status_code not in (415, 422):
+        return
+    is_columns = response.request.headers.get("Content-Type", "").startswith(ARROW)
+    of_budget = [error["pointer"] for error in response.json().get("errors", [])] == ["/budget"]
+    if response.status_code == 415 and "budget" not in query:
+        raise AssertionError("a body of a type that the contract has is refused")
+    if response.status_code == 422 and not (is_columns or of_budget and "budget" in query):
+        raise AssertionError("a batch that keeps the contract is refused")
+
+
 def _parsed(text):
     """Whether the text is JSON, and its value. Python also reads NaN and infinities, which JSON has not."""
     try:
