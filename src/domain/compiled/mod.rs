@@ -2,11 +2,16 @@
 //! What the margin becomes is in `evaluator`.
 //!
 //! A row becomes ranks first: for each slot (a column, and where its NaN goes) how many of the slot's bounds a value reaches. So a node
-//! is 6 bytes and knows no NaN. A lone row walks several trees at once without a branch; many rows are decided on together, node by node.
+//! is a few bytes and knows no NaN. A lone row walks several trees at once without a branch; many rows are decided on together.
+
+mod perfect;
+mod ragged;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::forest::{Forest, Step};
+use super::forest::{Forest, Split, Step};
+use perfect::Perfect;
+use ragged::Ragged;
 
 /// Trees that a lone row walks at the same time: no step waits for the one before it.
 const WAYS: usize = 8;
@@ -14,13 +19,13 @@ const WAYS: usize = 8;
 const ROWS: usize = 32;
 /// From so many rows on that is faster than walks.
 const ROWS_MIN: usize = 12;
-/// Places of nodes in a tree: the most that a `u8` tells apart.
+/// Places of nodes in a tree: the most that a `u8` tells apart. With 128 leaves a tree fills all but one.
 const PLACES: usize = 256;
-/// Leaves of one tree at most: with its splits they fill the places.
-const LEAVES_MAX: usize = PLACES / 2;
 /// Bounds of one slot at most: ranks are 0 to this, and a NaN has 0 or [`NAN_ABOVE`].
-const BOUNDS_MAX: usize = 254;
-const NAN_ABOVE: u8 = 255;
+const BOUNDS_MAX: usize = 253;
+const NAN_ABOVE: u8 = 254;
+/// A rank that no value has.
+const NEVER: u8 = 255;
 /// Slots of a block, in a forest of ordinary size and in any other: powers of two, so that a mask keeps an index inside.
 const NARROW: usize = 256;
 const WIDE: usize = 8_192;
@@ -34,14 +39,24 @@ pub struct Compiled {
 }
 
 /// Trees in a row that share their slots.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Block {
+    slots: Slots,
+    trees: Trees,
+}
+
+/// In which form the trees of a block take less room, and so are evaluated faster.
+#[derive(Debug)]
+enum Trees {
+    Perfect(Perfect),
+    Ragged(Ragged),
+}
+
+/// What values are held against.
+#[derive(Debug, Default)]
+struct Slots {
     slots: Vec<Slot>,
     bounds: Vec<f32>,
-    groups: Vec<[Tree; WAYS]>,
-    /// The nodes of all trees and, at the same places, what those that are leaves add. Behind the last tree there are [`PLACES`] more.
-    nodes: Vec<Node>,
-    values: Vec<f32>,
 }
 
 /// A column, as the splits see it that send a NaN the same way.
@@ -54,26 +69,19 @@ struct Slot {
     nan: u8,
 }
 
-/// A tree: its splits, each above its children, and then its leaves. The default adds 0 and fills a group up.
-#[derive(Debug, Clone, Copy, Default)]
-struct Tree {
-    first: u32,
-    splits: u8,
-    depth: u8,
-}
-
-/// A split goes `above` where the rank of its slot is `rank` at least. A leaf goes to itself.
-#[derive(Debug, Clone, Copy, Default)]
-struct Node {
-    slot: u16,
-    rank: u8,
-    below: u8,
-    above: u8,
-}
-
 /// A column with where its NaN goes, and the order of a bound among float32 (`-0.0` is `0.0`).
 type Place = (u32, bool);
 type Places = BTreeMap<Place, BTreeSet<i32>>;
+
+/// Of each bound its slot, and the rank of what reaches it.
+#[derive(Debug, Default)]
+struct Ranked(HashMap<(Place, i32), (u16, u8)>);
+
+impl Ranked {
+    fn of(&self, split: &Split) -> (u16, u8) {
+        self.0[&(place_of(split), order(split.bound))]
+    }
+}
 
 impl Compiled {
     /// Compiles `forest`, in time that is linear in its nodes but for a logarithm. Errors: why it cannot be compiled.
@@ -101,29 +109,26 @@ impl Compiled {
 
     /// Its size, in bytes.
     pub fn bytes(&self) -> usize {
-        let of = |block: &Block| {
-            size_of_val(&*block.slots)
-                + size_of_val(&*block.bounds)
-                + size_of_val(&*block.groups)
-                + size_of_val(&*block.nodes)
-                + size_of_val(&*block.values)
-        };
-        self.blocks.iter().map(of).sum()
+        self.blocks.iter().map(|block| block.slots.bytes() + block.trees.bytes()).sum()
     }
 
     /// The margin of one `row`. Allocates nothing.
     pub fn margin(&self, row: &[f32]) -> f32 {
         assert_eq!(row.len(), self.columns, "the row has a place for every column");
         let mut sum = 0.0;
-        for block in &self.blocks {
-            sum = if block.is_narrow() { block.walk::<NARROW>(row, sum) } else { block.walk::<WIDE>(row, sum) };
+        for Block { slots, trees } in &self.blocks {
+            sum = match slots.are_few() {
+                true => trees.walk(&slots.rank::<NARROW>(row), sum),
+                false => trees.walk(&slots.rank::<WIDE>(row), sum),
+            };
         }
         sum + self.base
     }
 
     /// Gives `each` the margins of `rows`, row-major, in order: the same bits as [`margin`](Self::margin) gives.
     pub fn margins(&self, rows: &[f32], mut each: impl FnMut(f32)) {
-        let width = self.blocks.iter().map(|block| if block.is_narrow() { NARROW } else { WIDE }).max().unwrap_or(0);
+        let width =
+            self.blocks.iter().map(|block| if block.slots.are_few() { NARROW } else { WIDE }).max().unwrap_or(0);
         let mut ranks = Vec::new();
         for rows in rows.chunks(ROWS * self.columns) {
             let count = rows.len() / self.columns;
@@ -133,11 +138,11 @@ impl Compiled {
             }
             ranks.resize(width, [0; ROWS]);
             let mut sums = [0.0; ROWS];
-            for block in &self.blocks {
-                block.rank_rows(rows, self.columns, &mut ranks);
-                match block.is_narrow() {
-                    true => block.decide::<NARROW>(&ranks, &mut sums),
-                    false => block.decide::<WIDE>(&ranks, &mut sums),
+            for Block { slots, trees } in &self.blocks {
+                slots.rank_rows(rows, self.columns, &mut ranks);
+                match slots.are_few() {
+                    true => trees.decide(room::<NARROW>(&ranks), &mut sums),
+                    false => trees.decide(room::<WIDE>(&ranks), &mut sums),
                 }
             }
             sums[..count].iter().for_each(|sum| each(sum + self.base));
@@ -145,46 +150,48 @@ impl Compiled {
     }
 }
 
-/// The nodes of one tree, as places of the forest: its splits level by level, and its leaves.
+/// The nodes of one tree, as places of the forest, level by level: two children stand side by side.
 struct Listed {
-    splits: Vec<u32>,
-    leaves: Vec<u32>,
+    nodes: Vec<u32>,
     depth: u8,
 }
 
 impl Listed {
     fn new(forest: &Forest, root: u32) -> Result<Self, &'static str> {
-        let mut listed = Self { splits: Vec::new(), leaves: Vec::new(), depth: 0 };
-        let mut level = vec![root];
+        let mut listed = Self { nodes: vec![root], depth: 0 };
+        let mut level = 0..1;
         loop {
-            let mut next = Vec::new();
-            for at in level {
-                match forest.node(at).step {
-                    Step::Leaf(_) => listed.leaves.push(at),
-                    Step::Split(split) => {
-                        listed.splits.push(at);
-                        next.extend([split.below, split.above]);
-                    }
+            for at in level.clone() {
+                if let Step::Split(split) = forest.node(listed.nodes[at]).step {
+                    listed.nodes.extend([split.below, split.above]);
                 }
             }
-            if listed.splits.len() >= LEAVES_MAX {
+            if listed.nodes.len() >= PLACES {
                 return Err("a tree has more than 128 leaves");
             }
-            if next.is_empty() {
+            level = level.end..listed.nodes.len();
+            if level.is_empty() {
                 return Ok(listed);
             }
             // A forest is 64 levels deep at most.
             listed.depth += 1;
-            level = next;
         }
     }
 
+    fn root(&self) -> u32 {
+        self.nodes[0]
+    }
+
     fn bounds(&self, forest: &Forest) -> impl Iterator<Item = (Place, i32)> {
-        self.splits.iter().filter_map(|at| match forest.node(*at).step {
-            Step::Split(split) => Some(((split.column, split.nan_below), order(split.bound))),
+        self.nodes.iter().filter_map(|at| match &forest.node(*at).step {
+            Step::Split(split) => Some((place_of(split), order(split.bound))),
             Step::Leaf(_) => None,
         })
     }
+}
+
+fn place_of(split: &Split) -> Place {
+    (split.column, split.nan_below)
 }
 
 /// A number that is ordered as `bound` is; the same for both zeros.
@@ -198,90 +205,91 @@ fn unordered(order: i32) -> f32 {
     f32::from_bits((order ^ (((order >> 31) as u32) >> 1) as i32) as u32)
 }
 
+/// As many of `all` as a tree has at most, from `first` on: none of its places has to be held against a length then.
+fn window<T>(all: &[T], first: usize) -> &[T; PLACES] {
+    all[first..].first_chunk().expect("as many stand behind the last tree")
+}
+
+/// The first `N` of `ranks`.
+fn room<const N: usize>(ranks: &[[u8; ROWS]]) -> &[[u8; ROWS]; N] {
+    ranks.first_chunk().expect("there is room for every slot")
+}
+
 impl Block {
     fn new(forest: &Forest, trees: &[Listed], places: &Places) -> Self {
-        let mut block = Self::default();
-        // Of each bound its slot, and the rank of what reaches it.
-        let mut ranked: HashMap<(Place, i32), (u16, u8)> = HashMap::new();
+        let (slots, ranked) = Slots::new(places);
+        let perfect = Perfect::bytes_for(trees).filter(|_| slots.are_few());
+        let trees = match perfect {
+            Some(bytes) if bytes <= Ragged::bytes_for(trees) => Trees::Perfect(Perfect::new(forest, trees, &ranked)),
+            _ => Trees::Ragged(Ragged::new(forest, trees, &ranked)),
+        };
+        Self { slots, trees }
+    }
+}
+
+impl Trees {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Perfect(trees) => trees.bytes(),
+            Self::Ragged(trees) => trees.bytes(),
+        }
+    }
+
+    /// `sum` and what the trees add, in their order, where slots have these `ranks`.
+    fn walk<const N: usize>(&self, ranks: &[u8; N], sum: f32) -> f32 {
+        match self {
+            Self::Perfect(trees) => trees.walk(ranks, sum),
+            Self::Ragged(trees) => trees.walk(ranks, sum),
+        }
+    }
+
+    /// Adds to `sums` what the trees add for each row of `ranks`, in their order.
+    fn decide<const N: usize>(&self, ranks: &[[u8; ROWS]; N], sums: &mut [f32; ROWS]) {
+        match self {
+            Self::Perfect(trees) => trees.decide(ranks, sums),
+            Self::Ragged(trees) => trees.decide(ranks, sums),
+        }
+    }
+}
+
+impl Slots {
+    /// Slots for all bounds of `places`.
+    fn new(places: &Places) -> (Self, Ranked) {
+        let (mut made, mut ranked) = (Self::default(), Ranked::default());
         for (place, bounds) in places {
             let bounds: Vec<i32> = bounds.iter().copied().collect();
             for bounds in bounds.chunks(BOUNDS_MAX) {
-                let (first, count) = (block.bounds.len() as u32, bounds.len() as u8);
+                let (first, count) = (made.bounds.len() as u32, bounds.len() as u8);
                 let nan = if place.1 { 0 } else { NAN_ABOVE };
                 for (bound, rank) in bounds.iter().zip(1..) {
-                    ranked.insert((*place, *bound), (block.slots.len() as u16, rank));
-                    block.bounds.push(unordered(*bound));
+                    ranked.0.insert((*place, *bound), (made.slots.len() as u16, rank));
+                    made.bounds.push(unordered(*bound));
                 }
-                block.slots.push(Slot { column: place.0, first, count, nan });
+                made.slots.push(Slot { column: place.0, first, count, nan });
             }
         }
-        let mut listed = Vec::with_capacity(trees.len().next_multiple_of(WAYS));
-        for tree in trees {
-            let first = block.nodes.len() as u32;
-            listed.push(Tree { first, splits: tree.splits.len() as u8, depth: tree.depth });
-            let nodes = || tree.splits.iter().chain(&tree.leaves).zip(0_u8..=u8::MAX);
-            let places: HashMap<u32, u8> = nodes().map(|(at, place)| (*at, place)).collect();
-            for (at, place) in nodes() {
-                let (node, value) = match forest.node(*at).step {
-                    Step::Leaf(value) => (Node { below: place, above: place, ..Node::default() }, value as f32),
-                    Step::Split(split) => {
-                        let (slot, rank) = ranked[&((split.column, split.nan_below), order(split.bound))];
-                        (Node { slot, rank, below: places[&split.below], above: places[&split.above] }, 0.0)
-                    }
-                };
-                block.nodes.push(node);
-                block.values.push(value);
-            }
-        }
-        // What fills the last group up stands in the rest, whose first node is a leaf of 0.
-        let rest = Tree { first: block.nodes.len() as u32, splits: 0, depth: 0 };
-        listed.resize(listed.len().next_multiple_of(WAYS), rest);
-        block.groups = listed.as_chunks().0.to_vec();
-        block.nodes.resize(block.nodes.len() + PLACES, Node::default());
-        block.values.resize(block.values.len() + PLACES, 0.0);
-        block
+        (made, ranked)
     }
 
-    fn is_narrow(&self) -> bool {
+    fn are_few(&self) -> bool {
         self.slots.len() <= NARROW
+    }
+
+    fn bytes(&self) -> usize {
+        size_of_val(&*self.slots) + size_of_val(&*self.bounds)
     }
 
     fn bounds_of(&self, slot: &Slot) -> &[f32] {
         &self.bounds[slot.first as usize..][..usize::from(slot.count)]
     }
 
-    fn nodes_of(&self, tree: &Tree) -> &[Node; PLACES] {
-        self.nodes[tree.first as usize..].first_chunk().expect("as many nodes stand behind the last tree")
-    }
-
-    fn values_of(&self, tree: &Tree) -> &[f32; PLACES] {
-        self.values[tree.first as usize..].first_chunk().expect("as many values stand behind the last tree")
-    }
-
-    /// `sum` and what the trees add for `row`, in their order; `N` is the number of slots at most.
-    fn walk<const N: usize>(&self, row: &[f32], mut sum: f32) -> f32 {
+    /// The rank of each slot, of which there are `N` at most.
+    fn rank<const N: usize>(&self, row: &[f32]) -> [u8; N] {
         let mut ranks = [0; N];
         for (slot, rank) in self.slots.iter().zip(&mut ranks) {
             *rank = slot.rank(self.bounds_of(slot), row[slot.column as usize]);
         }
-        for group in &self.groups {
-            let trees: [&[Node; PLACES]; WAYS] = std::array::from_fn(|way| self.nodes_of(&group[way]));
-            let depth = group.iter().map(|tree| tree.depth).max().unwrap_or(0);
-            let mut at = [0_u8; WAYS];
-            for _ in 0..depth {
-                for (at, nodes) in at.iter_mut().zip(&trees) {
-                    let node = nodes[usize::from(*at)];
-                    let is_above = ranks[usize::from(node.slot) & (N - 1)] >= node.rank;
-                    // A shift is no branch: half of all branches here would be foreseen wrongly.
-                    let ways = u16::from_le_bytes([node.below, node.above]);
-                    *at = (ways >> (u32::from(is_above) * 8)) as u8;
-                }
-            }
-            for (at, tree) in at.iter().zip(group) {
-                sum += self.values_of(tree)[usize::from(*at)];
-            }
-        }
-        sum
+        ranks
     }
 
     /// Writes the rank of each row into its place of each slot.
@@ -290,31 +298,6 @@ impl Block {
             let bounds = self.bounds_of(slot);
             for (row, rank) in rows.chunks_exact(columns).zip(ranks) {
                 *rank = slot.rank(bounds, row[slot.column as usize]);
-            }
-        }
-    }
-
-    /// Adds to `sums` what the trees add for each row of `ranks`, in their order. From the lowest split of a tree upwards each one takes for
-    /// every row the leaf that its child has found: no row has a way of its own, so this becomes vector instructions.
-    fn decide<const N: usize>(&self, ranks: &[[u8; ROWS]], sums: &mut [f32; ROWS]) {
-        let ranks: &[[u8; ROWS]; N] = ranks.first_chunk().expect("there is room for every slot");
-        let mut found = [[0_u8; ROWS]; PLACES];
-        for tree in self.groups.as_flattened() {
-            let (nodes, values) = (self.nodes_of(tree), self.values_of(tree));
-            for leaf in tree.splits..=tree.splits * 2 {
-                found[usize::from(leaf)] = [leaf; ROWS];
-            }
-            for at in (0..tree.splits).rev() {
-                let node = nodes[usize::from(at)];
-                let (below, above) = (found[usize::from(node.below)], found[usize::from(node.above)]);
-                let ranks = &ranks[usize::from(node.slot) & (N - 1)];
-                let found = &mut found[usize::from(at)];
-                for row in 0..ROWS {
-                    found[row] = if ranks[row] >= node.rank { above[row] } else { below[row] };
-                }
-            }
-            for (sum, leaf) in sums.iter_mut().zip(&found[0]) {
-                *sum += values[usize::from(*leaf)];
             }
         }
     }
@@ -442,6 +425,24 @@ mod tests {
                 .map(|_| (0..columns).map(|_| if random.u8(..9) == 0 { f32::NAN } else { random.f32() }).collect())
                 .collect();
             check(&forest, &rows).expect("the same bits");
+        }
+    }
+
+    /// Full trees need not say where they lead; a chain would be mostly what fills it up.
+    #[test]
+    fn the_smaller_form_is_taken() {
+        let full = |depth: u32| vec![(0, 1.0, false); (1 << depth) - 1];
+        for (draws, depth, is_perfect) in [
+            (vec![full(5); 3], 5, true),
+            (vec![vec![]; 3], 5, true),
+            (vec![full(7)], 7, true),
+            (vec![vec![(0, 1.0, false); 12]], 12, false),
+            (vec![full(2), vec![(1, 1.0, true); 8]], 8, false),
+        ] {
+            let compiled = Compiled::new(&forest(COLUMNS, &draws, depth)).expect("it can be compiled");
+            let found: Vec<bool> =
+                compiled.blocks.iter().map(|block| matches!(block.trees, Trees::Perfect(_))).collect();
+            assert_eq!(found, [is_perfect], "{draws:?}");
         }
     }
 
