@@ -220,7 +220,7 @@ impl<'r> Replay<'r> {
             action.is_none() || before.rules.iter().flatten().any(|rule| rule.strip_prefix(prefix) == action)
         };
         let allocated = before.rules.iter().flatten().any(|rule| rule == ALLOCATED);
-        let choose = |assessment: &Assessment| {
+        let choose = |_, assessment: &Assessment| {
             let mut choice = if allocated {
                 // What else was in the batch is not known here. That it could be chosen at all, what it costs and what it is worth is derived.
                 let place = decider.interventions().iter().position(|known| known.action == recorded.action);

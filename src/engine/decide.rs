@@ -12,7 +12,7 @@ use super::account::Reserved;
 use super::reasons::explain;
 use super::serving::{Candidate, Scored, Serving, Trial, Who};
 use super::shadow::Row;
-use super::treatment::Choosing;
+use super::treatment::{Choosing, Treated};
 use super::turn::Turn;
 use super::{Engine, Error};
 use crate::domain::decision::{Arm, Decision};
@@ -147,7 +147,7 @@ impl Engine {
         let Scored { score, arm, ref uplifts } = *scored;
         let candidate = serving.candidate(arm);
         let treat = |values: &[Known]| serving.treat(record, values, scored, decided_at_ms, choosing);
-        let (decided, policy, chance, reserved) = match arm {
+        let Treated { decided, policy, chance, reserved } = match arm {
             Arm::Champion => treat(values),
             // What a missing value means, the dictionary of the model says that answers.
             Arm::Challenger => match candidate.binding.read_with(record, uplifts) {

@@ -1,7 +1,6 @@
 //! What a customer is offered by what is in service: the policy in force, its holdout and budget, and the experiments that run. The law
 //! of it is in `domain::policy::layers`; which experiments there are is in `experiments`.
 
-use std::cell::Cell;
 use std::sync::Arc;
 
 use super::account::Reserved;
@@ -64,8 +63,19 @@ pub(super) enum Choosing {
     Together(Option<(Choice, Option<Reserved>)>),
 }
 
+/// What a customer is offered, and by whom.
+pub(super) struct Treated {
+    pub(super) decided: Decided,
+    /// The policy that decided.
+    pub(super) policy: Arc<Policy>,
+    /// What chance had to do with it, where it had.
+    pub(super) chance: Option<Chance>,
+    /// The money and the place that are set aside.
+    pub(super) reserved: Option<Reserved>,
+}
+
 impl Serving {
-    /// What a customer who was `scored` is offered, with the policy that decided and the money that is set aside. `values` is what the policy in force wants to know.
+    /// What a customer who was `scored` is offered. `values` is what the policy in force wants to know.
     pub(super) fn treat(
         &self,
         record: &Record,
@@ -73,7 +83,7 @@ impl Serving {
         scored: &Scored,
         at_ms: u64,
         choosing: Choosing,
-    ) -> (Decided, Arc<Policy>, Option<Chance>, Option<Reserved>) {
+    ) -> Treated {
         let Scored { score, arm, ref uplifts } = *scored;
         let running = self.experiments.as_deref();
         let layers = running.map(|running| &*running.layers);
@@ -85,37 +95,34 @@ impl Serving {
             full: self.capacities.as_ref().filter(|_| has_chance).map_or_else(Vec::new, |known| known.full(at_ms)),
         };
         let case = Case { policy: &self.policy, layers, customer_id: &record.customer_id, at_ms, score, values };
-        // The policy that decides is the last one that was asked before the choice.
-        let decider = Cell::new(&self.policy);
+        let policy_of = |way: Way| match (way, layers) {
+            (Way::Policy(at), Some(layers)) => &layers.policies()[at],
+            _ => &self.policy,
+        };
         let own = |at: usize| {
             let (running, layers) = running.zip(layers)?;
             let known = running.candidate(at, arm)?.binding.read_with(record, uplifts).ok()?;
-            decider.set(&layers.policies()[at]);
             Some(layers.policies()[at].assess(score, &known))
         };
         let mut reserved = None;
-        let choose = |assessment: &Assessment| {
+        let choose = |way: Way, assessment: &Assessment| {
             let choice;
             (choice, reserved) = match choosing {
                 Choosing::Together(Some(chosen)) => chosen,
-                _ => self.choose(assessment, decider.get(), at_ms),
+                _ => self.choose(assessment, policy_of(way), at_ms),
             };
             choice
         };
         let price = account.map_or(0.0, |account| account.shadow_price());
         let decided = layers::decide(&case, price, own, choose, &room);
-        let policy = match (decided.way, layers) {
-            (Way::Policy(at), Some(layers)) => &layers.policies()[at],
-            _ => &self.policy,
-        };
         let chance = decided.propensity.map(|propensity| Chance {
             propensity: is_alone.then_some(propensity),
             layers: running.map(|running| running.layers.clone()),
             member: decided.member,
             room,
         });
-        let policy = policy.clone();
-        (decided, policy, chance, reserved)
+        let policy = policy_of(decided.way).clone();
+        Treated { decided, policy, chance, reserved }
     }
 
     /// What is chosen by `policy`, with the money that is set aside and the place that is taken for it.

@@ -232,7 +232,7 @@ impl Layers {
 /// clean; everybody else is treated by the first experiment that has a group for them.
 ///
 /// `own` gives what the policy of an arm makes of the customer, `None` where it cannot read it: then the policy in force decides.
-/// `choose` chooses and sets the money aside. What others would have been offered is chosen where there was `room`, at the same shadow
+/// `choose` chooses of what the way that decides has assessed, and sets the money aside. What others would have been offered is chosen where there was `room`, at the same shadow
 /// price, which is `price` for who is held out.
 ///
 /// The propensity is the probability, over the hashes that assign, that this customer is offered this action: the shares of all groups
@@ -242,7 +242,7 @@ pub fn decide(
     case: &Case,
     price: f64,
     own: impl Fn(usize) -> Option<Assessment>,
-    choose: impl FnOnce(&Assessment) -> Choice,
+    choose: impl FnOnce(Way, &Assessment) -> Choice,
     room: &Room,
 ) -> Decided {
     let Case { policy, layers, customer_id, at_ms, score, values } = *case;
@@ -263,7 +263,7 @@ pub fn decide(
     (way, assessment) = assess(way);
     let choice = match way {
         Way::Nothing => Choice { shadow_price: price, ..assessment.hold_out() },
-        _ => choose(&assessment),
+        _ => choose(way, &assessment),
     };
     if layers.is_none() && policy.holdout().is_none() {
         return Decided { way, member, assessment, choice, propensity: None };
@@ -398,7 +398,7 @@ expected_effectiveness = 0.6
             known.map(|known| known.cost)
         };
         // The actions of all these policies have prices of their own, so a price tells what is full.
-        let choose = |assessment: &Assessment| {
+        let choose = |_, assessment: &Assessment| {
             assessment.choose(0.0, |offer| offer.cost.units() <= left && Some(offer.cost) != price_of(full))
         };
         let room = Room { left: Money::from_units(left), full: vec![full.to_owned()] };
