@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use super::Error;
 use super::account::Account;
 use super::allotment::Purse;
 use super::capacity::Capacities;
@@ -150,6 +151,15 @@ impl Serving {
     pub fn takes_turns(&self) -> bool {
         let is_slow = |candidate: &Candidate| candidate.model.turns().is_some();
         is_slow(&self.champion) || self.idle.as_ref().is_some_and(is_slow)
+    }
+
+    /// Errors: whoever asks now would be refused, since too many wait for the model. While a challenger is there, that depends on who asks,
+    /// and on what is to be learnt of it.
+    pub fn room(&self) -> Result<(), Error> {
+        if self.idle.is_some() {
+            return Ok(());
+        }
+        Ok(self.model.room()?)
     }
 
     /// Whether the challenger is known to read the row of the champion.

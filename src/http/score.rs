@@ -74,6 +74,8 @@ async fn answer(
     extract::media_type(&headers, &[extract::JSON])?;
     let addressed = extract::arm(&shared, &headers)?;
     let wanted = extract::wanted(asked)?;
+    // Before anything is read: where far too many come, most of the work would be to read what is then refused.
+    serving.room()?;
     let limits = &shared.limits;
     let body = deadline.within(extract::whole(&headers, body, limits.body_bytes_max, limits.body_timeout())).await?;
 

@@ -267,6 +267,11 @@ impl Model {
         &self.turns_reason
     }
 
+    /// Errors: [`Error::Full`], where a row that has to wait for its turn would be refused now.
+    pub fn room(&self) -> Result<(), Error> {
+        self.turns.as_ref().map_or(Ok(()), turns::Turns::room)
+    }
+
     /// The score of one `row` of `schema().columns()` values, and what it estimates of interventions if that is wanted: where the model is
     /// quick on the calling thread, and else when its turn has come on a thread of the model. If this is dropped while it waits, the
     /// row is not scored.

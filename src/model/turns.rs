@@ -150,6 +150,11 @@ impl Turns {
         }
     }
 
+    /// Errors: [`Error::Full`], where a row that came now would be refused.
+    pub(super) fn room(&self) -> Result<(), Error> {
+        self.queue.room().map(drop)
+    }
+
     /// The raw probability of one `row`, once it had its turn, with its uplifts if they are wanted. When this is dropped before, the row is not scored any more.
     ///
     /// Errors: [`Error::Full`], at once; those of a run.
@@ -232,6 +237,15 @@ impl Queue {
 
     /// Puts `row` behind those that wait, unless too many do.
     fn push(&self, row: Row) -> Result<(), Error> {
+        let mut waiting = self.room()?;
+        waiting.rows.push_back(row);
+        drop(waiting);
+        self.came.notify_one();
+        Ok(())
+    }
+
+    /// Those that wait, where one more may. Errors: too many do.
+    fn room(&self) -> Result<MutexGuard<'_, Waiting>, Error> {
         let mut waiting = self.waiting();
         let max = self.plan.in_time(waiting.run_us);
         if waiting.rows.len() >= max {
@@ -245,10 +259,7 @@ impl Queue {
                 return Err(Error::Full);
             }
         }
-        waiting.rows.push_back(row);
-        drop(waiting);
-        self.came.notify_one();
-        Ok(())
+        Ok(waiting)
     }
 
     /// A whole run took so long.
