@@ -28,7 +28,7 @@ ROWS, SEED = 2_000, 17
 # The faults of 9.0.3 and 9.0.4 show at a tenure of 41 or 42: at one customer in fifty.
 FAULTY_EVERY, FAULTY_TENURES = 50, (41, 42)
 SWAPS, PAIRS, EVERY_MS = 500, 10, 100
-TAIL_MAX, FLIP_MAX_US, GROWTH_MAX = 2.0, 1_000, 0.1
+TAIL_MAX, FLIP_MAX_US, GROWTH_MAX = 2.0, 1_000, 0.05
 # A median over this is a queue, and no latency.
 BACKLOG_MS = 100
 SETTLED = 10
@@ -177,10 +177,12 @@ def tail(part):
 
 
 def claim_flat(step, resident):
-    first, later = resident[SETTLED - 1], resident[SETTLED:]
-    growth = max(abs(size - first) for size in later) / first
-    text = f"{first >> 20} MiB after {SETTLED}, then {min(later) >> 20} to {max(later) >> 20} MiB, at the end {later[-1] >> 20} MiB"
-    claim(growth <= GROWTH_MAX, f"{step}: resident memory was {text}: within {growth:.1%} (at most {GROWTH_MAX:.0%})")
+    """What is freed goes back after a second, so memory swings: what grows is the most of it."""
+    later = resident[SETTLED:]
+    half = len(later) // 2
+    first, last = max(later[:half]), max(later[half:])
+    text = f"at most {first >> 20} MiB in the first half after {SETTLED}, {last >> 20} MiB in the second (from {min(later) >> 20}, at the end {later[-1] >> 20})"
+    claim(last <= first * (1 + GROWTH_MAX), f"{step}: resident memory was {text}: growth of {last / first - 1:.1%} (at most {GROWTH_MAX:.0%})")
 
 
 def stages(place):
