@@ -25,6 +25,11 @@ const GROWTH: (f64, f64) = (-0.5, 4.0);
 const BUSY: f64 = 0.4;
 /// Some are always admitted, or nobody would learn that it is over.
 const SHARE_MIN: f64 = 0.02;
+/// Where thousands come at once they all stand before the next look, and the last of them would be answered when nobody waits any more. So
+/// the clock is glanced at after so many requests, and whoever stands before a look that is late by the target is refused. Of the time
+/// between two glances no more counts than this: in a longer one the worker was held up, and may be done with them in a moment.
+const GLANCE: u32 = 16;
+const GLANCE_MAX: Duration = Duration::from_millis(8);
 
 /// A refusal is held back for about so long, since a caller who waits for it does not ask again on that connection; else refusing callers
 /// who come again at once would be most of what is done. Who has gone by then is not answered at all.
@@ -47,8 +52,13 @@ struct Gate {
     share: Cell<f64>,
     /// How long what came last waited before it was looked at.
     lag: Cell<Duration>,
+    /// How long they may wait. Zero where nobody looks.
+    target: Cell<Duration>,
     /// Requests since the last look.
     came: Cell<u32>,
+    /// The last glance since then, and the time between glances.
+    glanced: Cell<Option<Instant>>,
+    stood: Cell<Duration>,
     /// Records that were waited for since then, and how long all of them together.
     records: Cell<u32>,
     waited: Cell<Duration>,
@@ -63,12 +73,34 @@ impl Gate {
         Self {
             share: Cell::new(1.0),
             lag: Cell::new(Duration::ZERO),
+            target: Cell::new(Duration::ZERO),
             came: Cell::new(0),
+            glanced: Cell::new(None),
+            stood: Cell::new(Duration::ZERO),
             records: Cell::new(0),
             waited: Cell::new(Duration::ZERO),
             held: Cell::new(0),
             bell: OnceCell::new(),
         }
+    }
+
+    /// Counts the time since the glance before; with the first one after a look it begins.
+    fn glance(&self, now: Instant) {
+        let gap = self.glanced.replace(Some(now)).map(|before| now.saturating_duration_since(before));
+        self.stood.set(self.stood.get() + gap.unwrap_or_default().min(GLANCE_MAX));
+    }
+
+    /// Whether the next look is so late that what stands before it has waited too long: it waits once more, for the record and behind all others.
+    fn is_overdue(&self) -> bool {
+        let target = self.target.get();
+        !target.is_zero() && self.stood.get() > BEAT + target
+    }
+
+    /// The next look: how many came since the last one.
+    fn look(&self) -> u32 {
+        self.glanced.set(None);
+        self.stood.set(Duration::ZERO);
+        self.came.take()
     }
 }
 
@@ -80,8 +112,11 @@ pub(super) fn admits() -> bool {
         if came == 0 {
             gate.bell.get().into_iter().for_each(|bell| bell.notify_one());
         }
+        if came.is_multiple_of(GLANCE) {
+            gate.glance(Instant::now());
+        }
         let share = gate.share.get();
-        share >= 1.0 || fastrand::f64() < share
+        !gate.is_overdue() && (share >= 1.0 || fastrand::f64() < share)
     })
 }
 
@@ -130,7 +165,10 @@ pub(super) fn lag() -> Duration {
 /// A task that is late was behind all that was ready before it: so late are requests too that come now.
 pub(super) async fn watch(number: usize, target: Duration, metrics: Arc<Metrics>) {
     let bell = Arc::new(Notify::new());
-    GATE.with(|gate| drop(gate.bell.set(bell.clone())));
+    GATE.with(|gate| {
+        gate.target.set(target);
+        drop(gate.bell.set(bell.clone()));
+    });
     let [shares, delays] = metrics.admission(number);
     let mut law = Law::new(target.as_secs_f64());
     let mut last = Instant::now();
@@ -149,7 +187,7 @@ pub(super) async fn watch(number: usize, target: Duration, metrics: Arc<Metrics>
         let before = std::mem::replace(&mut worked, thread_time());
         let is_busy = (worked - before).as_secs_f64() > BUSY * since.as_secs_f64();
         GATE.with(|gate| {
-            let (came, records, waited) = (gate.came.take(), gate.records.take(), gate.waited.take());
+            let (came, records, waited) = (gate.look(), gate.records.take(), gate.waited.take());
             // Between two commits nothing is heard of: then it is as it was.
             for_records = match waited.checked_div(records) {
                 None if came == 0 => Duration::ZERO,
@@ -275,6 +313,30 @@ mod tests {
         assert_eq!(held_for(1_000, 0.5), Duration::from_millis(250), "4,000 a second");
         assert_eq!(held_for(HELD_MAX, 1.0), REFUSAL_MAX);
         assert_eq!((held_for(0, 0.0), held_for(0, 1.0)), (REFUSAL * 3 / 4, REFUSAL * 5 / 4), "not all at once");
+    }
+
+    /// Thousands that come at once stand before the next look of their worker.
+    #[test]
+    fn whoever_stands_before_an_overdue_look_is_refused() {
+        let began = Instant::now();
+        let after = |gap_ms: u64, target_ms: u64| {
+            let gate = Gate::new();
+            gate.target.set(Duration::from_millis(target_ms));
+            (0..100).find(|at: &u64| {
+                gate.glance(began + Duration::from_millis(gap_ms * at));
+                gate.is_overdue()
+            })
+        };
+        assert_eq!(after(2, 40), Some(23), "the look was due after 5 ms, and may be 40 ms late");
+        assert_eq!(after(500, 40), Some(6), "whatever held it up");
+        assert_eq!(after(500, 0), None, "nobody looks");
+        let gate = Gate::new();
+        gate.target.set(Duration::from_millis(1));
+        (0..2).for_each(|at| gate.glance(began + GLANCE_MAX * at));
+        assert!(gate.is_overdue());
+        gate.look();
+        gate.glance(began + GLANCE_MAX * 9);
+        assert!(!gate.is_overdue(), "with each look it begins anew");
     }
 
     #[test]
