@@ -17,7 +17,6 @@ use crate::domain::rollout::guardrail::{Reading, Verdict, verdict};
 use crate::domain::rollout::moves::{Illegal, Move};
 use crate::domain::rollout::slots::{Colour, Slots};
 use crate::ledger::{self, Change, Recalled};
-use crate::model;
 
 /// Who asks for a move, and why.
 #[derive(Debug, Clone, Default)]
@@ -67,6 +66,19 @@ pub enum Verb {
     ApplyPolicy(String),
     /// Go back to the policy before.
     UndoPolicy,
+}
+
+impl Verb {
+    /// Whether the idle model has to be loaded first, which it could not be at the start. To take its customers away it need not be: going
+    /// back from a rollout waits for nothing.
+    pub(super) fn needs_loading(&self, held: &Held) -> bool {
+        let needs_idle = match self {
+            Verb::Promote { .. } | Verb::Start(_) | Verb::Resume => true,
+            Verb::RollBack => held.slots.rollout.is_none(),
+            _ => false,
+        };
+        needs_idle && held.unloaded.is_some()
+    }
 }
 
 /// What became of a move.
@@ -206,12 +218,13 @@ impl Engine {
         if let Verb::Stage { version, allow_breaking, replay } = &verb {
             return self.stage(deck, version, *allow_breaking, *replay, ask);
         }
-        // Before anything is locked: it reads decisions.
-        let compliance = match &verb {
-            Verb::ApplyPolicy(document) if self.answered(ask)?.is_none() => {
-                self.check(deck, document, "apply_policy", ask)?
-            }
-            _ => None,
+        if let Some(moved) = self.answered(ask)? {
+            return Ok(moved);
+        }
+        // Before anything is locked: it reads decisions, or loads a model.
+        let (compliance, loaded) = match &verb {
+            Verb::ApplyPolicy(document) => (self.check(deck, document, "apply_policy", ask)?, None),
+            verb => (None, self.load_idle(deck, verb)?),
         };
         let mut held = deck.held();
         if let Some(moved) = self.answered(ask)? {
@@ -219,15 +232,8 @@ impl Engine {
         }
         let idle = held.slots.idle().map_or_else(String::new, |placed| placed.version.clone());
         let mut delivery = Delivery::default();
-        let needs_idle = matches!(verb, Verb::Promote { .. } | Verb::RollBack | Verb::Start(_) | Verb::Resume);
-        if needs_idle && held.unloaded.is_some() {
-            // What kept it from being loaded at the start may have been mended since.
-            let placed = held.slots.idle().cloned();
-            let model = placed.map(|placed| self.shelf.load_as(&deck.name, &placed, self.now_ms())).transpose();
-            let model = model.map_err(|error| Error::Refused(reasons_of(&error)))?;
-            // Experiments may have come since that only fit the champion.
-            model.as_ref().map_or(Ok(()), |model| held.take_in(model))?;
-            held.bring_back(model);
+        if verb.needs_loading(&held) {
+            self.bring_back(&mut held, loaded)?;
         }
         let (step, verb, result) = match verb {
             Verb::Stage { .. } => return Err(Error::Refused(Vec::new())),
@@ -327,7 +333,7 @@ impl Engine {
             let champion = held.in_slot(held.slots.champion()).map(|loaded| loaded.model.clone());
             (champion.ok_or_else(|| self.unknown(&deck.name))?, held.policy.clone())
         };
-        let staged = self.shelf.load(&deck.name, version, self.now_ms()).map_err(|error| reasons_of(&error));
+        let staged = self.shelf.load(&deck.name, version, self.now_ms()).map_err(|error| shelf::reasons_of(&error));
         let staged = staged.and_then(|loaded| {
             let (notes, breaking) = shelf::differences(live.card(), loaded.model.card());
             let mut reasons = if allow_breaking { Vec::new() } else { breaking.clone() };
@@ -384,17 +390,5 @@ impl Engine {
         if let Err(error) = refused {
             tracing::warn!(model = deck.name, cause = %error, "a refusal could not be journalled");
         }
-    }
-}
-
-/// Why a bundle cannot be used: each problem by itself, or the failure with its cause.
-fn reasons_of(error: &model::Error) -> Vec<String> {
-    use std::error::Error as _;
-    match error {
-        model::Error::Bundle { problems, .. } | model::Error::Probe { problems, .. } => problems.clone(),
-        error => vec![match error.source() {
-            Some(cause) => format!("{error}: {cause}"),
-            None => error.to_string(),
-        }],
     }
 }

@@ -1,5 +1,5 @@
-//! How a deck begins, or comes back after a restart: what the ledger remembers of a name counts more than the configuration. What
-//! happens to it then is in `slots`.
+//! How a deck begins, or comes back after a restart: what the ledger remembers of a name counts more than the configuration; and how an
+//! idle model that could not be loaded then comes back later. What else happens to it is in `slots`.
 
 use std::sync::{Arc, Mutex};
 
@@ -8,12 +8,13 @@ use arc_swap::ArcSwapOption;
 use super::account::Account;
 use super::capacity::Capacities;
 use super::experiments::digests;
-use super::shelf;
+use super::shelf::{self, Loaded};
 use super::slots::{Deck, Held, place};
-use super::{Engine, Entry, Error};
+use super::{Engine, Entry, Error, Verb};
 use crate::domain::access::SERVICE;
 use crate::domain::policy::Policy;
 use crate::domain::policy::registry::{Registry, State};
+use crate::domain::rollout::moves::Illegal;
 use crate::domain::rollout::slots::Slots;
 use crate::ledger::{self, Change, Kept, Ledger};
 
@@ -100,6 +101,35 @@ impl Deck {
         }
         held.watch();
         Ok(held)
+    }
+}
+
+impl Engine {
+    /// Loads the idle model that could not be loaded at the start, where `verb` needs it: what kept it from that may have been mended since.
+    /// Takes as long as staging does, and leaves the deck to others meanwhile.
+    ///
+    /// Errors: [`Error::Refused`] with what still keeps it from being loaded.
+    pub(super) fn load_idle(&self, deck: &Deck, verb: &Verb) -> Result<Option<Loaded>, Error> {
+        let placed = {
+            let held = deck.held();
+            held.slots.idle().filter(|_| verb.needs_loading(&held)).cloned()
+        };
+        let loaded = placed.map(|placed| self.shelf.load_as(&deck.name, &placed, self.now_ms())).transpose();
+        loaded.map_err(|error| Error::Refused(shelf::reasons_of(&error)))
+    }
+
+    /// Puts what was loaded so into its slot, which may have got another use meanwhile.
+    ///
+    /// Errors: [`Error::Illegal`], or [`Error::Refused`] with what it does not fit.
+    pub(super) fn bring_back(&self, held: &mut Held, loaded: Option<Loaded>) -> Result<(), Error> {
+        let Some(loaded) = loaded else {
+            let legal = held.slots.legal(&self.options.load().approvals);
+            return Err(Illegal { why: "the slots have changed meanwhile; ask again".to_owned(), legal }.into());
+        };
+        // Experiments may have come since that only fit the champion.
+        held.take_in(&loaded)?;
+        held.bring_back(loaded);
+        Ok(())
     }
 }
 

@@ -189,3 +189,15 @@ fn resident_bytes() -> u64 {
     let pages: u64 = status.split(' ').nth(1).and_then(|pages| pages.parse().ok()).unwrap_or(0);
     pages * rustix::param::page_size() as u64
 }
+
+/// Why a bundle cannot be used: each problem by itself, or the failure with its cause.
+pub(super) fn reasons_of(error: &model::Error) -> Vec<String> {
+    use std::error::Error as _;
+    match error {
+        model::Error::Bundle { problems, .. } | model::Error::Probe { problems, .. } => problems.clone(),
+        error => vec![match error.source() {
+            Some(cause) => format!("{error}: {cause}"),
+            None => error.to_string(),
+        }],
+    }
+}

@@ -187,8 +187,8 @@ impl Held {
     }
 
     /// Puts the idle model into its slot that could not be loaded at the start.
-    pub(super) fn bring_back(&mut self, model: Option<Loaded>) {
-        self.loaded[place(self.slots.champion().other())] = model;
+    pub(super) fn bring_back(&mut self, model: Loaded) {
+        self.loaded[place(self.slots.champion().other())] = Some(model);
         self.unloaded = None;
     }
 

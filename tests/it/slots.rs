@@ -452,6 +452,28 @@ async fn a_restart_without_the_bundle_of_the_idle_slot_keeps_its_place() {
     assert!(format!("{failed:#}").contains("cannot serve telco-churn 1.0.0"), "{failed:#}");
 }
 
+/// A rollout ends without its challenger: who goes back does not wait for a bundle.
+#[tokio::test]
+async fn a_rollout_is_rolled_back_though_the_bundle_of_its_challenger_is_gone() {
+    let models = models();
+    let directory = tempfile::tempdir().expect("a directory");
+    let mut service = start(models.path(), Some(directory.path()), "1.0.0", &[]);
+    stage(&service, "1.1.0").await;
+    done(&service, "start", json!({"steps": [{"exposure": "canary", "share": 0.5, "bake_secs": 3600}]})).await;
+    service.wait();
+    std::fs::remove_file(models.path().join("telco-churn/1.1.0")).expect("removed");
+    let service = start(models.path(), Some(directory.path()), "1.0.0", &[]);
+    assert_eq!(pairs(&roles(&service).await), [("champion", "1.0.0"), ("challenger", "1.1.0")]);
+    // What needs the challenger is refused, with why.
+    let refused = act(&service, "promote", json!({"force": true})).await;
+    assert!(refused.code() == "refused_for_service" && refused.text.contains("cannot be read"), "{}", refused.text);
+    done(&service, "rollback", json!({"why": "complaints"})).await;
+    assert_eq!(pairs(&roles(&service).await), [("champion", "1.0.0"), ("staged", "1.1.0")]);
+    assert_eq!(decided(&service, &customer()).await, ("1.0.0".into(), "champion".into()));
+    done(&service, "retire", json!({})).await;
+    assert_eq!(problems(&service.ledger), Vec::<String>::new());
+}
+
 #[tokio::test]
 async fn two_people_have_to_agree_where_two_are_asked_for() {
     let service = Service::start(&["rollouts.approvals=[\"data_scientist\", \"business_sponsor\"]"]);
