@@ -36,6 +36,8 @@ const USAGE: u8 = 64;
 const DATA: u8 = 65;
 /// Something that is needed is not there: library, file, address (EX_UNAVAILABLE).
 const UNAVAILABLE: u8 = 69;
+/// Told to stop for the second time, while it was stopping or starting.
+const INTERRUPTED: i32 = 130;
 
 /// Churn decisions: a calibrated score, a risk tier and the intervention that is worth making.
 #[derive(Debug, Parser)]
@@ -248,7 +250,8 @@ async fn read_again(
     std::future::pending().await
 }
 
-/// Done at the first SIGTERM or SIGINT; a second one ends the process at once. Has to be called inside a runtime.
+/// Done at the first SIGTERM or SIGINT; a second one ends the process at once. On a thread of its own, since a start and a drain hold up the one
+/// that they are made on.
 fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
     async fn either(terminate: &mut Signal, interrupt: &mut Signal) {
         tokio::select! {
@@ -256,14 +259,22 @@ fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
             _ = interrupt.recv() => {}
         }
     }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().context("cannot start")?;
+    let entered = runtime.enter();
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for signals")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;
-    Ok(async move {
+    drop(entered);
+    let (first, told) = tokio::sync::oneshot::channel();
+    let wait = async move {
         either(&mut terminate, &mut interrupt).await;
-        tokio::spawn(async move {
-            either(&mut terminate, &mut interrupt).await;
-            std::process::exit(130);
-        });
+        let _ = first.send(());
+        either(&mut terminate, &mut interrupt).await;
+        std::process::exit(INTERRUPTED);
+    };
+    let thread = std::thread::Builder::new().name("mainstay-signals".to_owned());
+    thread.spawn(move || runtime.block_on(wait)).context("cannot start a thread")?;
+    Ok(async move {
+        let _ = told.await;
     })
 }
 

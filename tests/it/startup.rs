@@ -1,9 +1,11 @@
 //! Starting, or not: each thing that can be missing or wrong is one clear line, with its exit code, and never a panic.
 
-use std::io::{BufRead, BufReader, Write};
-use std::net::TcpListener;
-use std::process::{Command, Output, Stdio};
+use std::io::{BufRead, BufReader, Lines, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::process::{Child, ChildStderr, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::service::customer;
@@ -165,21 +167,71 @@ fn health_tells_by_its_exit_code() {
     assert!(mainstay(&["health", "--set", &set]).output().expect("a run").status.success());
 }
 
+/// A process that is ready, with what it logs.
+struct Started {
+    process: Child,
+    lines: Lines<BufReader<ChildStderr>>,
+    ready: Value,
+    logged: String,
+}
+
+impl Started {
+    fn with(arguments: &[&str]) -> Self {
+        let mut process = mainstay(arguments).stderr(Stdio::piped()).spawn().expect("a start");
+        let mut lines = BufReader::new(process.stderr.take().expect("its log")).lines();
+        let mut logged = String::new();
+        let ready = line_of(&mut lines, &mut logged, "ready");
+        Self { process, lines, ready, logged }
+    }
+}
+
+/// The next line of the log with `message`; what comes before is kept in `logged`.
+fn line_of(lines: &mut Lines<BufReader<ChildStderr>>, logged: &mut String, message: &str) -> Value {
+    loop {
+        let line = lines.next().expect("a line").expect("text");
+        *logged += &line;
+        let line: Value = serde_json::from_str(&line).expect("a line is JSON");
+        if line["message"] == message {
+            return line;
+        }
+    }
+}
+
+fn signal(process: &Child, signal: Signal) {
+    kill_process(Pid::from_child(process), signal).expect("a signal");
+}
+
+/// A second signal does not wait for what the first one waits for, whichever of the two it is.
+#[test]
+fn a_second_signal_ends_the_process_at_once() {
+    // A minute is what it would take else.
+    let patient = [["serve"].as_slice(), &PORTS, &["--set", "drain.timeout_ms=60000"]].concat();
+    for second in [Signal::TERM, Signal::INT] {
+        let Started { mut process, mut lines, ready, mut logged } = Started::with(&patient);
+        let address = ready["http"].as_str().expect("an address");
+        // A request whose body never comes, and that is surely being answered: the service says "continue" only then.
+        let mut stream = TcpStream::connect(address).expect("a connection");
+        let head = "POST /v1/score HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 9\r\nexpect: 100-continue\r\n\r\n";
+        stream.write_all(head.as_bytes()).expect("written");
+        assert_eq!(stream.read(&mut [0; 8]).expect("an answer"), 8);
+        signal(&process, Signal::TERM);
+        line_of(&mut lines, &mut logged, "draining");
+        // It waits for that request by then: nobody is let in any more.
+        while TcpStream::connect(address).is_ok() {
+            std::thread::yield_now();
+        }
+        let told = Instant::now();
+        signal(&process, second);
+        assert_eq!(process.wait().expect("an end").code(), Some(130));
+        assert!(told.elapsed() < Duration::from_secs(30), "{:?}", told.elapsed());
+    }
+}
+
 /// The whole life of the process: ready, a bad and a good request, SIGTERM, exit code 0. Nothing personal is in its log.
 #[tokio::test]
 async fn the_process_starts_answers_and_stops_and_logs_nothing_personal() {
     let log = [["serve"].as_slice(), &PORTS, &["--set", "log.request_share=1.0", "--set", "log.level=debug"]].concat();
-    let mut process = mainstay(&log).stderr(Stdio::piped()).spawn().expect("a start");
-    let mut lines = BufReader::new(process.stderr.take().expect("its log")).lines();
-    let mut logged = String::new();
-    let ready: Value = loop {
-        let line = lines.next().expect("a ready line").expect("text");
-        logged += &line;
-        let line: Value = serde_json::from_str(&line).expect("a line is JSON");
-        if line["message"] == "ready" {
-            break line;
-        }
-    };
+    let Started { mut process, lines, ready, mut logged } = Started::with(&log);
     let secret = "very-personal-value";
     let client = reqwest::Client::new();
     let url = format!("http://{}/v1/score", ready["http"].as_str().expect("an address"));
@@ -192,7 +244,7 @@ async fn the_process_starts_answers_and_stops_and_logs_nothing_personal() {
     }
     let metrics = client.get(format!("http://{}/metrics", ready["admin"].as_str().expect("an address")));
     let metrics = metrics.send().await.expect("an answer").text().await.expect("text");
-    assert!(Command::new("kill").arg(process.id().to_string()).status().expect("kill").success());
+    signal(&process, Signal::TERM);
     logged.extend(lines.map(|line| line.expect("text") + "\n"));
     assert_eq!(process.wait().expect("an end").code(), Some(0));
     assert!(logged.contains("\"status\":422") && logged.contains("stopped"), "{logged}");
