@@ -1,5 +1,5 @@
 //! Experiments at work: created, started, changed and stopped by people, or by the service when it is time, each checked by the law in
-//! `domain::policy::registry`, journalled, and only then published. What they do to a customer is in `treatment`.
+//! `domain::policy::registry`, journalled, and only then published. What they do to a customer is in `treatment`, how they stand in `examined`.
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError};
@@ -10,11 +10,11 @@ use super::{Ask, Engine, Error, Moved, shelf};
 use crate::domain::access::SERVICE;
 use crate::domain::nearest::nearest;
 use crate::domain::policy::Policy;
-use crate::domain::policy::experiment::{self, Experiment, Group, HOLDOUT, Treatment};
+use crate::domain::policy::experiment::{Experiment, Treatment};
 use crate::domain::policy::layers::{Layers, Layout};
-use crate::domain::policy::registry::{Begin, Refusal, Registered, Registry, Stamp, State};
+use crate::domain::policy::registry::{Begin, Refusal, Registry, Stamp, State};
 use crate::domain::violation::{Code, LISTED_MAX, Violation};
-use crate::ledger::{Answered, Change, Exposed, Kept};
+use crate::ledger::{Answered, Change, Kept};
 
 /// An experiment as somebody asks for it.
 #[derive(Debug, Clone)]
@@ -41,28 +41,6 @@ pub enum Trial {
         /// Whether customers may be moved by that while it runs.
         force: bool,
     },
-}
-
-/// How an experiment stands.
-#[derive(Debug, Clone)]
-pub struct Examined {
-    /// The model whose customers it treats.
-    pub model: String,
-    /// The experiment with what became of it.
-    pub registered: Registered,
-    /// Its customers, where they were counted.
-    pub counted: Option<Counted>,
-}
-
-/// The customers of an experiment, each once, since its groups have the shares that they have.
-#[derive(Debug, Clone)]
-pub struct Counted {
-    /// For each arm, in their order, and last for the holdout.
-    pub customers: Vec<u64>,
-    /// The e-value of a sample ratio mismatch: see [`experiment::mismatch`].
-    pub mismatch: f64,
-    /// Whether everything since then was looked at.
-    pub is_whole: bool,
 }
 
 /// The policies of arms, by the sha256 of their documents.
@@ -118,34 +96,6 @@ pub(super) fn digests(experiment: &Experiment) -> impl Iterator<Item = &str> {
 }
 
 impl Engine {
-    /// How every experiment stands, of one model or of all, without counting customers.
-    pub fn experiments(&self, model: Option<&str>) -> Result<Vec<Examined>, Error> {
-        if let Some(model) = model {
-            self.deck(model)?;
-        }
-        let decks = self.decks.iter().filter(|deck| model.is_none_or(|model| deck.name == model));
-        let of = |deck: &Deck| -> Vec<Examined> {
-            let all = deck.held().experiments.all().to_vec().into_iter();
-            all.map(|registered| Examined { model: deck.name.clone(), registered, counted: None }).collect()
-        };
-        Ok(decks.flat_map(of).collect())
-    }
-
-    /// How one experiment stands, with its customers. Reads what is on record since its shares are what they are.
-    pub fn experiment(&self, name: &str) -> Result<Examined, Error> {
-        let deck = self.deck_of(name)?;
-        let found = deck.held().experiments.find(name).cloned();
-        let registered = found.ok_or_else(|| self.unknown_experiment(name))?;
-        let counted = match (&self.ledger, &registered.started) {
-            (Some(ledger), Some(_)) => {
-                let exposed = ledger.exposed(&deck.name, name, registered.shares_since_ms as i64)?;
-                Some(Counted::new(&registered.experiment, &exposed))
-            }
-            _ => None,
-        };
-        Ok(Examined { model: deck.name.clone(), registered, counted })
-    }
-
     /// Registers an experiment on the customers of `model`, or of the default one; it then waits for its beginning.
     ///
     /// Errors: [`Error::Invalid`] with everything that is wrong with it; [`Error::Illegal`]; [`Error::KeyReused`]; and
@@ -236,9 +186,15 @@ impl Engine {
         self.publish_experiments(deck, &mut held, next, policies, ask, Moved::new(verb, result))
     }
 
+    /// Whether policies of arms are tried on decisions on record before anything is done, which may take seconds.
+    pub fn tries_arms(&self, draft: &Draft) -> bool {
+        let options = self.options.load();
+        options.compliance_refuse && options.compliance_last > 0 && draft.documents.iter().flatten().next().is_some()
+    }
+
     /// Holds the policies of arms to what an applied one is held to, where something is refused at all. Before anything is locked.
     fn check_arms(&self, deck: &Deck, draft: &Draft, verb: &str, ask: &Ask) -> Result<(), Error> {
-        if !self.options.load().compliance_refuse || self.answered(ask)?.is_some() {
+        if !self.tries_arms(draft) || self.answered(ask)?.is_some() {
             return Ok(());
         }
         // One that cannot be read is told with its place, with all else that is wrong.
@@ -321,12 +277,12 @@ impl Engine {
     }
 
     /// The deck whose experiment is called `name`.
-    fn deck_of(&self, name: &str) -> Result<&Deck, Error> {
+    pub(super) fn deck_of(&self, name: &str) -> Result<&Deck, Error> {
         let found = self.decks.iter().find(|deck| deck.held().experiments.find(name).is_some());
         found.ok_or_else(|| self.unknown_experiment(name))
     }
 
-    fn unknown_experiment(&self, name: &str) -> Error {
+    pub(super) fn unknown_experiment(&self, name: &str) -> Error {
         let of = |deck: &Deck| -> Vec<String> {
             deck.held().experiments.all().iter().map(|known| known.experiment.name.clone()).collect()
         };
@@ -360,18 +316,6 @@ impl Held {
         let of_arm = |digest: &str| policies.get(digest).map(|policy| &**policy);
         problems.extend(experiment.misfits(&self.policy, of_arm));
         (policies, problems)
-    }
-}
-
-impl Counted {
-    fn new(experiment: &Experiment, exposed: &Exposed) -> Self {
-        let names = experiment.arms.iter().map(|arm| arm.name.as_str()).chain([HOLDOUT]);
-        let of = |name: &str| exposed.groups.iter().find(|(group, _)| group == name).map_or(0, |(_, count)| *count);
-        let customers: Vec<u64> = names.map(of).collect();
-        let shares = (0..experiment.arms.len()).map(Group::Arm).chain([Group::Holdout]);
-        let groups: Vec<(u64, f64)> =
-            customers.iter().copied().zip(shares.map(|group| experiment.share(group))).collect();
-        Self { mismatch: experiment::mismatch(&groups), customers, is_whole: exposed.is_whole }
     }
 }
 

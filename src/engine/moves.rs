@@ -68,19 +68,6 @@ pub enum Verb {
     UndoPolicy,
 }
 
-impl Verb {
-    /// Whether the idle model has to be loaded first, which it could not be at the start. To take its customers away it need not be: going
-    /// back from a rollout waits for nothing.
-    pub(super) fn needs_loading(&self, held: &Held) -> bool {
-        let needs_idle = match self {
-            Verb::Promote { .. } | Verb::Start(_) | Verb::Resume => true,
-            Verb::RollBack => held.slots.rollout.is_none(),
-            _ => false,
-        };
-        needs_idle && held.unloaded.is_some()
-    }
-}
-
 /// What became of a move.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Moved {
@@ -207,6 +194,17 @@ impl Engine {
     pub fn history(&self, model: &str, before: i64, limit: usize) -> Result<Vec<Recalled>, Error> {
         self.deck(model)?;
         Ok(self.ledger()?.history(model, before, limit)?)
+    }
+
+    /// Whether a move may take seconds, since it loads a model or makes decisions on record again. What goes back never counts as that: it is not to
+    /// stand behind others.
+    pub fn move_takes_long(&self, model: &str, verb: &Verb) -> Result<bool, Error> {
+        Ok(match verb {
+            Verb::Stage { .. } => true,
+            Verb::ApplyPolicy(_) => self.options.load().compliance_last > 0,
+            Verb::Promote { .. } | Verb::Start(_) | Verb::Resume => verb.needs_loading(&self.deck(model)?.held()),
+            _ => false,
+        })
     }
 
     /// Makes a move. Staging loads a model and may take seconds: not for a thread that answers customers.

@@ -104,6 +104,19 @@ impl Deck {
     }
 }
 
+impl Verb {
+    /// Whether the idle model has to be loaded first, which it could not be at the start. To take its customers away it need not be: going
+    /// back from a rollout waits for nothing.
+    pub(super) fn needs_loading(&self, held: &Held) -> bool {
+        let needs_idle = match self {
+            Verb::Promote { .. } | Verb::Start(_) | Verb::Resume => true,
+            Verb::RollBack => held.slots.rollout.is_none(),
+            _ => false,
+        };
+        needs_idle && held.unloaded.is_some()
+    }
+}
+
 impl Engine {
     /// Loads the idle model that could not be loaded at the start, where `verb` needs it: what kept it from that may have been mended since.
     /// Takes as long as staging does, and leaves the deck to others meanwhile.

@@ -16,7 +16,7 @@ use super::problem::{Code, Problem};
 use super::slots::{Plain, asked, key};
 use super::wire_experiments::{Done, Experiment, Experiments};
 use super::wire_problem;
-use super::{Shared, blocking, extract, json};
+use super::{Shared, blocking, extract, json, measure, operate};
 use crate::domain::policy::{document, registry};
 use crate::engine::{Error, Trial};
 
@@ -59,7 +59,7 @@ pub(super) async fn experiment(
     name: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Experiment>, Problem> {
     let (engine, name) = (shared.engine.clone(), name?.0);
-    Ok(Json(blocking(move || engine.experiment(&name)).await??.into()))
+    Ok(Json(measure(&shared, move || Ok(engine.examine(&name)?)).await?.into()))
 }
 
 /// Create an experiment
@@ -84,7 +84,8 @@ pub(super) async fn create(
     let Asked { said, model, draft, .. } = Asked::read(json::parse(&body, DEPTH_MAX)?, &["model"], &who)?;
     let ask = asked(said, key, &who)?;
     let engine = shared.engine.clone();
-    let done = blocking(move || -> Result<_, Error> {
+    let is_long = engine.tries_arms(&draft);
+    let done = operate(&shared, is_long, move || -> Result<_, Error> {
         let name = draft.experiment.name.clone();
         let moved = engine.create_experiment(model.as_deref(), draft, &ask)?;
         // Created before, it may have been stopped and forgotten since.
@@ -131,7 +132,8 @@ pub(super) async fn act(
     };
     let ask = asked(said, key, &who)?;
     let engine = shared.engine.clone();
-    let done = blocking(move || -> Result<_, Error> {
+    let is_long = matches!(&trial, Trial::Change { draft, .. } if engine.tries_arms(draft));
+    let done = operate(&shared, is_long, move || -> Result<_, Error> {
         let moved = engine.try_experiment(&name, trial, &ask)?;
         Ok(Done::new(moved, engine.experiment(&name).ok()))
     });

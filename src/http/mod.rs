@@ -324,7 +324,17 @@ async fn long<T: Send + 'static>(shared: &Shared, work: impl FnOnce() -> T + Sen
     apart(permit, work).await
 }
 
-/// Measures on such a thread, one after the other, since all of it reads one sample. Who comes meanwhile waits, for so long.
+/// Carries out a verb of an operator. One that takes long must not keep a thread of those for short work, of which there are few: what goes back
+/// waits for one of them.
+async fn operate<T: Send + 'static>(
+    shared: &Shared,
+    is_long: bool,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Problem> {
+    if is_long { long(shared, work).await } else { blocking(work).await }
+}
+
+/// Measures on a thread of its own too, one after the other, since most of it reads one sample, and all of it the ledger. Who comes meanwhile waits, for so long.
 async fn measure<T: Send + 'static>(
     shared: &Shared,
     work: impl FnOnce() -> Result<T, Problem> + Send + 'static,

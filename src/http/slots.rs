@@ -14,7 +14,7 @@ use super::access::Who;
 use super::problem::{Code, Problem};
 use super::wire_problem;
 use super::wire_slots::{Done, History, Slots, SlotsList};
-use super::{Shared, blocking, extract, long};
+use super::{Shared, blocking, extract, operate};
 use crate::domain::access::{NAME_MAX, SERVICE, is_name};
 use crate::domain::rollout::guardrail::Limits;
 use crate::domain::rollout::{Plan, Step};
@@ -208,13 +208,14 @@ pub(super) async fn act(
     who.may_move(&shared, &name, approves)?;
     let key = key(&headers, [&model, &name], &body, &who)?;
     let ask = asked(ask, key, &who)?;
+    let (engine, of) = (shared.engine.clone(), model.clone());
+    let (is_long, verb) = blocking(move || engine.move_takes_long(&of, &verb).map(|is_long| (is_long, verb))).await??;
     let engine = shared.engine.clone();
-    let is_long = matches!(verb, Verb::Stage { .. });
     let work = move || -> Result<_, crate::engine::Error> {
         let moved = engine.act(&model, verb, &ask)?;
         Ok((moved, engine.standing(&model)?))
     };
-    let (moved, standing) = if is_long { long(&shared, work).await?? } else { blocking(work).await?? };
+    let (moved, standing) = operate(&shared, is_long, work).await??;
     Ok(Json(Done::new(moved, standing)))
 }
 

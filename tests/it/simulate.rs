@@ -364,6 +364,26 @@ async fn a_policy_is_checked_before_it_is_applied() {
     assert_eq!(apply(&service).await.json().get("compliance"), None);
 }
 
+/// Checks of policies are long work, some at a time; they leave the threads of short work to what goes back.
+#[tokio::test]
+async fn checks_of_policies_leave_threads_to_what_goes_back() {
+    let service = Service::start(&["rollouts.compliance_refuse=true"]);
+    decided(&service, (0..6_000).map(|at| customer(at, "f", false)).collect()).await;
+    let slots = "/v1/slots/telco-churn";
+    let (path, body) = (format!("{slots}/apply_policy"), json!({"by": "ops", "document": PROXY}));
+    let arm = json!([{"name": "proxy", "share": 0.1, "policy": PROXY}]);
+    let draft = json!({"name": "proxy", "hypothesis": "It is better.", "owner": "ops", "to": "2099-01-01T00:00:00Z", "arms": arm});
+    let draft = json!({"by": "ops", "experiment": draft});
+    let apply = async || service.post_admin(&path, &[], &body).await.status;
+    let create = async || service.post_admin("/v1/experiments", &[], &draft).await.status;
+    let back = async || service.post_admin(&format!("{slots}/rollback"), &[], &json!({"by": "ops"})).await.code();
+    // The first two are at work when the others come; all of them would be, or wait for it, on the threads of short work.
+    let (a, b, c, d, e, f, back) = tokio::join!(apply(), apply(), apply(), create(), create(), create(), back());
+    let statuses = [a, b, c, d, e, f];
+    assert!(statuses.contains(&503), "{statuses:?}");
+    assert_eq!(back, "illegal_move", "it was not told to come back later");
+}
+
 #[tokio::test]
 async fn groups_of_an_audit_reach_neither_model_nor_rule() {
     let service = Service::start(&[]);
