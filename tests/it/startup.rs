@@ -227,6 +227,28 @@ fn a_second_signal_ends_the_process_at_once() {
     }
 }
 
+/// What waits for a restart is said at every SIGHUP until then, and what was taken over only once.
+#[test]
+fn what_waits_for_a_restart_is_told_again() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("mainstay.toml");
+    let config = path.to_str().expect("text");
+    std::fs::write(&path, "").expect("written");
+    let Started { mut process, mut lines, mut logged, .. } =
+        Started::with(&[["serve", "--config", config].as_slice(), &PORTS].concat());
+    let text = "[log]\nformat = \"text\"\nlevel = \"debug\"\n[rollouts]\nshadow_queue_max = 7\n";
+    std::fs::write(&path, text).expect("written");
+    for changed in ["log.level", ""] {
+        signal(&process, Signal::HUP);
+        let told = line_of(&mut lines, &mut logged, "configuration read again");
+        let mut waits: Vec<&str> = told["needs_a_restart"].as_str().expect("a list").split(", ").collect();
+        waits.sort_unstable();
+        assert_eq!((told["changed"].as_str(), waits), (Some(changed), vec!["log.format", "rollouts.shadow_queue_max"]));
+    }
+    signal(&process, Signal::TERM);
+    assert_eq!(process.wait().expect("an end").code(), Some(0));
+}
+
 /// The whole life of the process: ready, a bad and a good request, SIGTERM, exit code 0. Nothing personal is in its log.
 #[tokio::test]
 async fn the_process_starts_answers_and_stops_and_logs_nothing_personal() {
