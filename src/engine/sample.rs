@@ -16,8 +16,8 @@ use crate::model::Model;
 
 /// The entry of the context that says how much a customer used the service before: in any unit, so that less chance is in comparisons.
 const USAGE_BEFORE: &str = "usage_before";
-/// Ways in which decisions differ, such as version, arm and segment together, and sets of audit groups: what is over is left out, and
-/// counted.
+/// Ways in which decisions differ, such as version, arm and segment together, and sets of audit groups, of those that are held: what is over is
+/// left out, and counted.
 const KINDS_MAX: usize = 16_384;
 
 /// What many decisions have in common.
@@ -96,21 +96,29 @@ impl After {
         Self { left_ms: None, converted: None, revenue: Money::ZERO, orders: 0, contact_cost: Money::ZERO };
 }
 
-/// Values that are the same for many, each once.
+/// Values that are the same for many rows, each once. Where no place is left, values that no row has any more make room.
 #[derive(Debug)]
 pub(super) struct Table<T> {
     pub(super) values: Vec<T>,
     places: HashMap<T, u32>,
+    /// So many of the first values stay, whether a row has them or not.
+    always: usize,
+    /// How many rows came since it was last looked for values that no row has any more.
+    since_room: usize,
 }
 
 impl<T: Clone + Eq + Hash> Table<T> {
-    fn new() -> Self {
-        Self { values: Vec::new(), places: HashMap::new() }
+    fn new(always: &[T]) -> Self {
+        let mut table = Self { values: Vec::new(), places: HashMap::new(), always: always.len(), since_room: KINDS_MAX };
+        for value in always {
+            table.place(value);
+        }
+        table
     }
 
     /// The place of `value`; `None` where there is none left.
-    fn place(&mut self, value: T) -> Option<u32> {
-        if let Some(place) = self.places.get(&value) {
+    fn place(&mut self, value: &T) -> Option<u32> {
+        if let Some(place) = self.places.get(value) {
             return Some(*place);
         }
         if self.values.len() >= KINDS_MAX {
@@ -118,8 +126,26 @@ impl<T: Clone + Eq + Hash> Table<T> {
         }
         let place = self.values.len() as u32;
         self.values.push(value.clone());
-        self.places.insert(value, place);
+        self.places.insert(value.clone(), place);
         Some(place)
+    }
+
+    /// The same for one more of `rows`, which have their places at `of`. To make room takes as long as there are rows, so it is not done for each
+    /// of them.
+    fn place_among(&mut self, value: &T, rows: &mut VecDeque<Row>, of: fn(&mut Row) -> &mut u32) -> Option<u32> {
+        self.since_room += 1;
+        let found = self.place(value);
+        if found.is_some() || self.since_room < KINDS_MAX / 4 {
+            return found;
+        }
+        let mut kept = Self { since_room: 0, ..Self::new(&self.values[..self.always]) };
+        for row in rows {
+            let place = of(row);
+            // Each of them had a place, so each finds one.
+            *place = kept.place(&self.values[*place as usize]).unwrap_or(0);
+        }
+        *self = kept;
+        self.place(value)
     }
 }
 
@@ -140,9 +166,8 @@ pub(super) struct Sample {
     /// By id, counted from the first row that ever was.
     places: HashMap<[u8; 16], u64>,
     pub(super) kinds: Table<Kind>,
+    /// The place 0 is of nobody.
     pub(super) groups: Table<Groups>,
-    /// How many rows came since it was last looked for groups that no row has any more.
-    since_room: usize,
     makers: HashMap<i64, Known>,
     /// By model, what the policy in force held out when it was last seen to decide: see `Kind::share`.
     shares: HashMap<String, Option<u64>>,
@@ -157,9 +182,6 @@ impl Sample {
 
     /// One of `max` decisions, and some more until it is trimmed.
     pub(super) fn new(max: usize) -> Self {
-        let mut groups = Table::new();
-        // The place 0 is of nobody.
-        groups.place(Groups::new());
         let room = (max + max / 32).min(Self::ROOM_MAX);
         Self {
             through: None,
@@ -167,9 +189,8 @@ impl Sample {
             rows: VecDeque::with_capacity(room),
             gone: 0,
             places: HashMap::new(),
-            kinds: Table::new(),
-            groups,
-            since_room: KINDS_MAX,
+            kinds: Table::new(&[]),
+            groups: Table::new(&[Groups::new()]),
             makers: HashMap::new(),
             shares: HashMap::new(),
             left_out: 0,
@@ -215,7 +236,7 @@ impl Sample {
         let share = self.share_in_force(&maker, !experiments.is_empty());
         let is_kept = said.holdout == Some(true);
         let kind = Kind { maker, arm: decided.arm, segment, is_kept, share, experiments };
-        let Some(kind) = self.kinds.place(kind) else {
+        let Some(kind) = self.kinds.place_among(&kind, &mut self.rows, |row| &mut row.kind) else {
             self.left_out += 1;
             return Ok(());
         };
@@ -230,7 +251,8 @@ impl Sample {
             customer: decided.customer,
             score: decided.score,
             kind,
-            groups: self.place_groups(groups),
+            // Who finds no place is unknown, and counted so.
+            groups: self.groups.place_among(&groups, &mut self.rows, |row| &mut row.groups).unwrap_or(0),
             offered: decided.action != NONE,
             cost: said.cost.and_then(Money::from_units).or_else(of_policy).unwrap_or(Money::ZERO),
             value_at_stake: said.value_at_stake,
@@ -240,26 +262,6 @@ impl Sample {
         self.places.insert(row.id, self.gone + self.rows.len() as u64);
         self.rows.push_back(row);
         Ok(())
-    }
-
-    /// The place of `groups`. Where none is left, groups that no row has any more make room; that takes as long as there are rows, so it is
-    /// not done for each of them. Who finds no place is unknown, and counted so.
-    fn place_groups(&mut self, groups: Groups) -> u32 {
-        self.since_room += 1;
-        if let Some(place) = self.groups.place(groups.clone()) {
-            return place;
-        }
-        if self.since_room < KINDS_MAX / 4 {
-            return 0;
-        }
-        self.since_room = 0;
-        let mut kept = Table::new();
-        kept.place(Groups::new());
-        for row in &mut self.rows {
-            row.groups = kept.place(self.groups.values[row.groups as usize].clone()).unwrap_or(0);
-        }
-        self.groups = kept;
-        self.groups.place(groups).unwrap_or(0)
     }
 
     /// What the policy in force holds out when `maker` decides. For a member of an experiment the policy of an arm may have decided, and
@@ -282,6 +284,10 @@ impl Sample {
         let Maker { model, model_version, policy_version, policy_document, .. } = found;
         let policy = parse_policy(&policy_document).ok().map(Arc::new);
         let holdout = policy.as_ref().and_then(|policy| policy.holdout()).map(|holdout| holdout.share().to_bits());
+        if self.makers.len() >= KINDS_MAX {
+            // One of no kind is read again, should it come again.
+            self.makers.retain(|_, (made, _)| Arc::strong_count(made) > 1);
+        }
         let known = (Arc::new(Made { model, model_version, policy_version, holdout }), policy);
         self.makers.insert(maker, known.clone());
         Ok(Some(known))
@@ -365,37 +371,46 @@ fn about(record: &Record) -> (Groups, Option<f64>) {
 mod tests {
     use super::*;
 
-    /// A row with `groups`, placed.
-    fn row(sample: &mut Sample, groups: &Groups) -> Row {
-        let groups = sample.place_groups(groups.clone());
-        let (id, at_ms, customer, score, kind, offered) = ([0; 16], 0, Ticket::MAX, 0.5, 0, false);
+    const PLACES: [fn(&mut Row) -> &mut u32; 2] = [|row| &mut row.kind, |row| &mut row.groups];
+
+    /// Adds a row of the kind and with the groups of a number, where there is a place for its kind.
+    fn add(sample: &mut Sample, at: usize) {
+        let made = |policy_version: String| {
+            let (model, model_version) = ("m".to_owned(), "1".to_owned());
+            Arc::new(Made { model, model_version, policy_version, holdout: None })
+        };
+        let (maker, arm) = (made(at.to_string()), "champion".to_owned());
+        let kind = Kind { maker, arm, segment: None, is_kept: false, share: None, experiments: Vec::new() };
+        let groups = vec![("postcode".to_owned(), at.to_string())];
+        let groups = sample.groups.place_among(&groups, &mut sample.rows, PLACES[1]).unwrap_or(0);
+        let Some(kind) = sample.kinds.place_among(&kind, &mut sample.rows, PLACES[0]) else { return };
+        let (id, at_ms, customer, score, offered) = ([0; 16], 0, Ticket::MAX, 0.5, false);
         let (cost, value_at_stake, usage_before, after) = (Money::ZERO, None, None, None);
-        Row { id, at_ms, customer, score, kind, groups, offered, cost, value_at_stake, usage_before, after }
+        let row = Row { id, at_ms, customer, score, kind, groups, offered, cost, value_at_stake, usage_before, after };
+        sample.rows.push_back(row);
     }
 
     #[test]
-    fn groups_that_nobody_has_any_more_make_room_for_others() {
+    fn kinds_and_groups_that_nobody_has_any_more_make_room_for_others() {
         let mut sample = Sample::new(0);
-        let groups = |at: usize| vec![("postcode".to_owned(), at.to_string())];
         let kept = 1_000;
         for at in 0..2 * KINDS_MAX {
-            let row = row(&mut sample, &groups(at));
-            sample.rows.push_back(row);
+            add(&mut sample, at);
             if sample.rows.len() > kept {
                 sample.rows.pop_front();
             }
         }
-        let found = sample.rows.iter().map(|row| sample.groups.values[row.groups as usize].clone());
-        let expected: Vec<Groups> = (2 * KINDS_MAX - kept..2 * KINDS_MAX).map(groups).collect();
-        assert!(found.eq(expected) && sample.groups.values.len() <= KINDS_MAX);
-        // Where all of them are in use, one more is unknown.
+        let kinds = sample.rows.iter().map(|row| &sample.kinds.values[row.kind as usize].maker.policy_version);
+        let groups = sample.rows.iter().map(|row| &sample.groups.values[row.groups as usize][0].1);
+        let expected: Vec<String> = (2 * KINDS_MAX - kept..2 * KINDS_MAX).map(|at| at.to_string()).collect();
+        assert!(kinds.eq(&expected) && groups.eq(&expected));
+        assert!(sample.kinds.values.len() <= KINDS_MAX && sample.groups.values.len() <= KINDS_MAX);
+        // Where all of them are in use, one more is unknown, or left out.
         let mut full = Sample::new(0);
-        for at in 0..KINDS_MAX + 10 {
-            let row = row(&mut full, &groups(at));
-            full.rows.push_back(row);
-        }
+        (0..KINDS_MAX + 10).for_each(|at| add(&mut full, at));
         let unknown = full.rows.iter().filter(|row| row.groups == 0).count();
-        assert_eq!((unknown, full.groups.values.len()), (11, KINDS_MAX));
+        assert_eq!((full.rows.len(), full.kinds.values.len()), (KINDS_MAX, KINDS_MAX));
+        assert_eq!((unknown, full.groups.values.len()), (1, KINDS_MAX), "one place is of nobody");
     }
 
     #[test]
