@@ -109,7 +109,8 @@ pub(super) struct Table<T> {
 
 impl<T: Clone + Eq + Hash> Table<T> {
     fn new(always: &[T]) -> Self {
-        let mut table = Self { values: Vec::new(), places: HashMap::new(), always: always.len(), since_room: KINDS_MAX };
+        let mut table =
+            Self { values: Vec::new(), places: HashMap::new(), always: always.len(), since_room: KINDS_MAX };
         for value in always {
             table.place(value);
         }
@@ -200,6 +201,20 @@ impl Sample {
     /// The share of customers that is kept, over 0 to 1.
     pub(super) fn share(&self) -> f64 {
         (self.customers as f64 + 1.0) / (Ticket::MAX as f64 + 1.0)
+    }
+
+    /// An empty sample of as many more customers as there is room for: where fewer than a quarter of `max` decisions are left, it is to have a
+    /// quarter to half of them, by what this one has.
+    pub(super) fn larger(&self, max: usize) -> Option<Self> {
+        if self.customers == Ticket::MAX || self.rows.len() >= max / 4 {
+            return None;
+        }
+        let (mut customers, mut rows) = (self.customers, self.rows.len());
+        while customers < Ticket::MAX && rows < max / 4 {
+            // The reverse of halving.
+            (customers, rows) = (customers.saturating_mul(2).saturating_add(1), rows * 2);
+        }
+        Some(Self { customers, ..Self::new(max) })
     }
 
     /// Takes over what is on record.
