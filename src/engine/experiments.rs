@@ -104,7 +104,7 @@ impl Engine {
         self.ledger()?;
         let deck = match model {
             Some(model) => self.deck(model)?,
-            None => self.decks.first().ok_or(Error::Busy)?,
+            None => self.decks.first().ok_or_else(|| self.unknown(""))?,
         };
         self.check_arms(deck, &draft, "create_experiment", ask)?;
         let _naming = self.naming.lock().unwrap_or_else(PoisonError::into_inner);
