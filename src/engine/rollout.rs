@@ -136,7 +136,7 @@ impl Engine {
         // Sessions take their time to end: here, once the last request that began with them is answered.
         self.retired.lock().unwrap_or_else(PoisonError::into_inner).retain(|model| Arc::strong_count(model) > 1);
         for deck in &self.decks {
-            // A move that waits for the ledger keeps its own deck alone; the others are looked at all the same.
+            // A move that waits for the ledger keeps its own deck alone, whose guardrails wait with it; the others are looked at all the same.
             let Some(mut held) = deck.try_held() else { continue };
             held.loaded.iter().flatten().for_each(|loaded| loaded.monitor.turn(self.now_ms()));
             if let Some(account) = &held.account {

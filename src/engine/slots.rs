@@ -303,7 +303,8 @@ impl Engine {
         capacities.map(Arc::new)
     }
 
-    /// Makes a move for a person: checked, journalled, published.
+    /// Makes a move for a person: checked, journalled, published. Until it is on record, or is not, `held` is kept from the look at guardrails:
+    /// as long as a disk may take for it, and for what is owed before it.
     pub(super) fn make(
         &self,
         deck: &Deck,

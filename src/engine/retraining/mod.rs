@@ -205,7 +205,8 @@ impl Engine {
         self.retraining.as_ref().map(|retraining| retraining.requests().iter().rev().cloned().collect())
     }
 
-    /// Looks at the champion of a deck, with the quality of each version that was just measured. It waits for no writer and no receiver.
+    /// Looks at the champion of a deck, with the quality of each version that was just measured. It waits for no receiver, and for the writer only
+    /// behind a move of that deck, which keeps the deck until it is on record.
     pub(super) fn look_for_causes(&self, deck: &Deck, versions: &[Part<Quality>]) -> Result<(), Error> {
         let Some(retraining) = &self.retraining else { return Ok(()) };
         let options = &retraining.options;
