@@ -133,9 +133,12 @@ fn route_of(path: &str) -> Route {
         "/v1/models" | "/v1/models/{model}" => Route::Models,
         "/v1/decisions" | "/v1/decisions/{id}" | "/v1/customers/{customer_id}" => Route::Records,
         path if path.starts_with("/v1/slots") || path.starts_with("/v1/policies") => Route::Slots,
+        path if path.starts_with("/v1/experiments") => Route::Experiments,
+        path if path.starts_with("/v1/ledger/") => Route::Ledger,
         path if path.starts_with("/v1/insight") => Route::Insight,
         "/v1/outcomes" => Route::Outcomes,
         "/livez" | "/readyz" | "/version" => Route::Health,
+        "/metrics" => Route::Metrics,
         path if path.starts_with("/docs") || path == "/openapi.json" => Route::Docs,
         _ => Route::Other,
     }
@@ -160,4 +163,18 @@ fn server_timing(timing: &Timing, total: Duration) -> HeaderValue {
         let _ = write!(text, "{separator}{name};dur={}.{:03}", us / 1_000, us % 1_000);
     }
     HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static("total"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Labels tell who is slow or fails: nothing that can be asked for is counted with what does not exist.
+    #[test]
+    fn every_route_has_a_label() {
+        for door in crate::http::doors().iter().flatten() {
+            assert_ne!(route_of(&door.path), Route::Other, "{}", door.path);
+        }
+        assert_eq!(route_of("/nowhere"), Route::Other);
+    }
 }

@@ -56,6 +56,10 @@ pub enum Route {
     Records,
     /// Slots, rollouts, policies.
     Slots,
+    /// Experiments.
+    Experiments,
+    /// The operator's verbs on the ledger.
+    Ledger,
     /// Measures.
     Insight,
     /// Outcomes to be put on record.
@@ -64,6 +68,8 @@ pub enum Route {
     Docs,
     /// Liveness, readiness, version.
     Health,
+    /// This catalogue, scraped.
+    Metrics,
     /// What was not admitted, wherever it wanted to go: it says nothing of how fast or well that is.
     Refused,
     /// Anything else.
@@ -71,16 +77,19 @@ pub enum Route {
 }
 
 impl Route {
-    const ALL: [(Route, &'static str); 11] = [
+    const ALL: [(Route, &'static str); 14] = [
         (Route::Score, "score"),
         (Route::Batch, "batch"),
         (Route::Models, "models"),
         (Route::Records, "records"),
         (Route::Slots, "slots"),
+        (Route::Experiments, "experiments"),
+        (Route::Ledger, "ledger"),
         (Route::Insight, "insight"),
         (Route::Outcomes, "outcomes"),
         (Route::Docs, "docs"),
         (Route::Health, "health"),
+        (Route::Metrics, "metrics"),
         (Route::Refused, "refused"),
         (Route::Other, "other"),
     ];
