@@ -33,8 +33,7 @@ LAWS = {
     "every score has exactly one tier, and tiers rise with the score": [
         "domain::policy::document::tests::every_score_has_exactly_one_tier"],
     "spend is never over the budget, 16 threads at once": [
-        "engine::account::tests::sixteen_threads_never_spend_more_than_the_budget",
-        "domain::policy::pacing::tests::never_more_than_the_budget", "spend::never_more_is_spent_than_there_is"],
+        "engine::account::tests::sixteen_threads_never_spend_more_than_the_budget", "spend::never_more_is_spent_than_there_is"],
     "arms are nested as shares grow": ["domain::policy::experiment::tests::who_is_in_stays_where_it_is_as_shares_grow"],
     "the holdout is sticky, grows, and is independent of the arm": [
         "domain::policy::holdout::tests::it_is_sticky_grows_and_is_independent_of_the_arms"],

@@ -12,7 +12,7 @@ use super::{Error, shelf};
 use crate::domain::money::Money;
 use crate::domain::policy::assessment::{Assessment, Choice, Offer};
 use crate::domain::policy::budget::Budget;
-use crate::domain::policy::pacing::{Pacer, Settings};
+use crate::domain::policy::pacing::Pacer;
 use crate::domain::policy::{Objective, Policy};
 use crate::ledger::{self, Ledger};
 
@@ -261,11 +261,10 @@ impl Account {
     pub(super) fn pace(&self, now_ms: u64) {
         let (Some(pacer), Some(span)) = (&self.pace, self.span_at(now_ms)) else { return };
         let mut pacer = pacer.lock().unwrap_or_else(PoisonError::into_inner);
-        let settings = Settings::default();
         if pacer.period_ms() != span.ms {
             let (amount, price) = (self.budget.amount, pacer.shadow_price());
             let next = match pacer.period_ms().end == span.ms.start {
-                true => pacer.clone().next(amount, span.ms.end, &settings),
+                true => pacer.clone().next(amount, span.ms.end),
                 false => Pacer::new(amount, span.ms.start, span.ms.end, price),
             };
             let Some(next) = next else { return };
@@ -276,7 +275,7 @@ impl Account {
         }
         let wanted = Money::from_micros(span.wanted.swap(0, Ordering::Relaxed));
         pacer.observe(wanted, Money::from_micros(span.spent.load(Ordering::Relaxed)));
-        pacer.update(now_ms, &settings);
+        pacer.update(now_ms);
         self.price.store(pacer.shadow_price().to_bits(), Ordering::Relaxed);
     }
 
