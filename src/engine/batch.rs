@@ -162,7 +162,7 @@ impl Engine {
         let is_champions = |at: &usize| serving.arm_of(whos[*at], addressed) == Arm::Champion;
         let of_champion: Vec<usize> =
             (0..records.len()).filter(|at| encoded[*at].is_ok() && is_champions(at)).collect();
-        let mut scores = self.score_rows(serving, &whos, &rows, &of_champion, addressed).into_iter();
+        let mut scores = score_rows(serving, &rows, &of_champion).into_iter();
         let mut of_champion = of_champion.into_iter().peekable();
         let scored: Vec<Result<(Scored, Values), Error>> = encoded
             .into_iter()
@@ -170,12 +170,9 @@ impl Engine {
             .enumerate()
             .map(|(at, (encoded, (record, row)))| {
                 let mut values = encoded?;
-                let scored = if of_champion.next_if_eq(&at).is_none() {
-                    self.score(serving, record, row, whos[at], addressed)?
-                } else {
-                    let score = scores.next().unwrap_or(Err(model::Error::NotAProbability))?;
-                    Scored { score, arm: Arm::Champion, uplifts: serving.uplifts(Arm::Champion, row)? }
-                };
+                let is_champions = of_champion.next_if_eq(&at).is_some();
+                let known = is_champions.then(|| scores.next().unwrap_or(Err(model::Error::NotAProbability)));
+                let scored = self.score(serving, record, row, whos[at], addressed, known)?;
                 add_uplifts(serving, &mut values, &scored);
                 Ok((scored, values))
             })
@@ -210,37 +207,21 @@ impl Engine {
         }
         batch.stages.policy += begun.elapsed();
     }
+}
 
-    /// The champion's scores of the rows at `places`, as one run; where that fails, row by row, so that one bad row is one failure.
-    fn score_rows(
-        &self,
-        serving: &Serving,
-        whos: &[Option<Who>],
-        rows: &[f32],
-        places: &[usize],
-        addressed: Option<Arm>,
-    ) -> Vec<Result<Score, model::Error>> {
-        if places.is_empty() {
-            return Vec::new();
-        }
-        let columns = serving.model.schema().columns();
-        let row = |at: usize| &rows[at * columns..(at + 1) * columns];
-        let run = match places.len() * columns == rows.len() {
-            true => serving.model.score_batch(rows),
-            false => serving.model.score_batch(&places.iter().flat_map(|at| row(*at)).copied().collect::<Vec<f32>>()),
-        };
-        let scores: Vec<Result<Score, model::Error>> = match run {
-            Ok(scores) => scores.into_iter().map(|score| score.ok_or(model::Error::NotAProbability)).collect(),
-            Err(_) => places.iter().map(|at| serving.model.score(row(*at))).collect(),
-        };
-        if let Some(trial) = serving.canary(addressed) {
-            for (score, who) in scores.iter().zip(places.iter().filter_map(|at| whos[*at])) {
-                match score {
-                    Ok(score) => trial.scored(Arm::Champion, *score, who),
-                    Err(error) => trial.failed(Arm::Champion, Some(error), who),
-                }
-            }
-        }
-        scores
+/// The champion's scores of the rows at `places`, as one run; where that fails, row by row, so that one bad row is one failure.
+fn score_rows(serving: &Serving, rows: &[f32], places: &[usize]) -> Vec<Result<Score, model::Error>> {
+    if places.is_empty() {
+        return Vec::new();
+    }
+    let columns = serving.model.schema().columns();
+    let row = |at: usize| &rows[at * columns..(at + 1) * columns];
+    let run = match places.len() * columns == rows.len() {
+        true => serving.model.score_batch(rows),
+        false => serving.model.score_batch(&places.iter().flat_map(|at| row(*at)).copied().collect::<Vec<f32>>()),
+    };
+    match run {
+        Ok(scores) => scores.into_iter().map(|score| score.ok_or(model::Error::NotAProbability)).collect(),
+        Err(_) => places.iter().map(|at| serving.model.score(row(*at))).collect(),
     }
 }

@@ -26,6 +26,7 @@ use crate::domain::rollout::Exposure;
 use crate::domain::score::Score;
 use crate::domain::violation::{LISTED_MAX, Violation};
 use crate::ledger::Receipt;
+use crate::model;
 
 /// How long the stages of a decision took.
 #[derive(Debug, Clone, Copy, Default)]
@@ -61,7 +62,7 @@ impl Engine {
         let waited = turn.as_ref().map_or(Duration::ZERO, |turn| turn.took);
         let scored = match turn {
             Some(turn) => turn.scored,
-            None => self.score(serving, record, &row, who, addressed)?,
+            None => self.score(serving, record, &row, who, addressed, None)?,
         };
         add_uplifts(serving, &mut values, &scored);
         let inferred = Instant::now();
@@ -84,7 +85,8 @@ impl Engine {
         Ok((decision, stages, receipt))
     }
 
-    /// The score of the arm that the customer belongs to, on the calling thread.
+    /// The score of the arm that the customer belongs to, on the calling thread. `known` is what the champion has said already, where it was
+    /// asked for many at once.
     pub(super) fn score(
         &self,
         serving: &Serving,
@@ -92,6 +94,7 @@ impl Engine {
         row: &[f32],
         who: Option<Who>,
         addressed: Option<Arm>,
+        known: Option<Result<Score, model::Error>>,
     ) -> Result<Scored, Error> {
         let asked = Asked::new(serving, who, addressed)?;
         let answer = match (asked.arm, &serving.idle) {
@@ -100,7 +103,11 @@ impl Engine {
                 row_of(challenger, serving, record, row, &mut own)
                     .and_then(|row| Ok(serving.judge(Arm::Challenger, row)?))
             }
-            _ => serving.judge(Arm::Champion, row).map_err(Error::Model),
+            _ => match known {
+                Some(score) => score.and_then(|score| serving.judged(Arm::Champion, score, row)),
+                None => serving.judge(Arm::Champion, row),
+            }
+            .map_err(Error::Model),
         };
         match asked.settle(answer)? {
             Some(scored) => Ok(scored),

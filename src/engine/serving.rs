@@ -169,8 +169,12 @@ impl Serving {
 
     /// What the model in the role `arm` says of its own `row`. Uplifts are estimated where a policy decides by them.
     pub(super) fn judge(&self, arm: Arm, row: &[f32]) -> Result<Scored, model::Error> {
-        let candidate = self.candidate(arm);
-        let score = candidate.model.score(row)?;
+        let score = self.candidate(arm).model.score(row)?;
+        self.judged(arm, score, row)
+    }
+
+    /// The same where its score is known already.
+    pub(super) fn judged(&self, arm: Arm, score: Score, row: &[f32]) -> Result<Scored, model::Error> {
         Ok(Scored { score, arm, uplifts: self.uplifts(arm, row)? })
     }
 

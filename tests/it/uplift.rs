@@ -3,9 +3,11 @@
 
 use serde_json::{Value, json};
 
+use sha2::{Digest, Sha256};
+
 use crate::ledger::mainstay;
-use crate::service::{Service, customer_with};
-use crate::slots::{models, stage};
+use crate::service::{Service, customer_with, until};
+use crate::slots::{done, models, slots, stage};
 
 const VALUE: &str = include_str!("../../models/policy/value.toml");
 const NO_BUDGET: &str = "[budget]";
@@ -128,4 +130,74 @@ async fn each_model_estimates_by_itself() {
             check(&decision, 2);
         }
     }
+}
+
+/// Writes 9.0.6-wide: the same with 1.05 for 0.3, which is no difference of probabilities for who has been here for 69 months.
+fn make_wide(models: &std::path::Path) {
+    let (from, to) = (models.join("telco-churn/9.0.5-uplift"), models.join("telco-churn/9.0.6-wide"));
+    let read = |file: &str| std::fs::read(from.join(file)).expect("a file of the bundle");
+    let parse = |file: &str| -> Value { serde_json::from_slice(&read(file)).expect("JSON") };
+    let (mut graph, usual, wide) = (read("model.onnx"), 0.3_f32.to_le_bytes(), 1.05_f32.to_le_bytes());
+    let at = graph.windows(4).position(|bytes| bytes == usual).expect("0.3");
+    graph[at..at + 4].copy_from_slice(&wide);
+    let mut golden = parse("golden.json");
+    let rows = golden["rows"].as_array_mut().expect("rows");
+    rows.retain(|row| row["features"]["tenure"].as_u64() < Some(69));
+    for uplift in rows.iter_mut().flat_map(|row| row["uplift"].as_array_mut().expect("uplifts")) {
+        *uplift = json!(number(uplift) * 3.5);
+    }
+    let mut card = parse("manifest.json");
+    card["version"] = json!("9.0.6-wide");
+    std::fs::create_dir(&to).expect("a directory");
+    let files =
+        [("model.onnx", graph), ("golden.json", golden.to_string().into()), ("baseline.json", read("baseline.json"))];
+    for (file, bytes) in files {
+        let sha256: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+        card["files"][file] = json!({"bytes": bytes.len(), "sha256": sha256});
+        std::fs::write(to.join(file), bytes).expect("written");
+    }
+    std::fs::write(to.join("manifest.json"), card.to_string()).expect("written");
+}
+
+#[tokio::test]
+async fn a_customer_whose_estimate_fails_counts_as_failed_once_alone_and_in_a_batch() {
+    let models = models();
+    make_wide(models.path());
+    let service = start(models.path(), "9.0.6-wide");
+    stage(&service, "9.0.5-uplift").await;
+    done(&service, "start", json!({"steps": [{"exposure": "canary", "share": 0.5, "bake_secs": 3600}]})).await;
+    let rows: Vec<Value> = (0..40)
+        .map(|number| {
+            let mut customer = customer(72);
+            customer["customer_id"] = json!(format!("C-{number}"));
+            customer
+        })
+        .collect();
+    let answers = service.post("/v1/score/batch", &json!(rows)).await.json()["results"].clone();
+    let answers = answers.as_array().expect("results");
+    let own = answers.iter().filter(|answer| answer["model"]["arm"] == "challenger").count();
+    let failed = answers.iter().filter(|answer| answer["decision_id"].is_null()).count();
+    assert!(own > 0 && own + failed == rows.len() && failed > 0, "{own} and {failed}");
+    let counts = |failed: usize| format!("0 of {own} customers failed, {failed} of {failed} of the champion's");
+    let told = async |counts: String| {
+        let slots = slots(&service).await;
+        slots["rollout"]["guardrails"][0]["figures"].as_str().is_some_and(|figures| figures.starts_with(&counts))
+    };
+    until(async || told(counts(failed)).await).await;
+    // One more of the champion's, alone.
+    for number in 40.. {
+        let mut customer = customer(72);
+        customer["customer_id"] = json!(format!("C-{number}"));
+        let answer = service.post("/v1/score", &customer).await;
+        if answer.status != 200 {
+            break;
+        }
+    }
+    let one_more = format!("{} of {} of the champion's", failed + 1, failed + 1);
+    until(async || {
+        slots(&service).await["rollout"]["guardrails"][0]["figures"]
+            .as_str()
+            .is_some_and(|figures| figures.contains(&one_more))
+    })
+    .await;
 }
