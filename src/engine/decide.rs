@@ -23,6 +23,7 @@ use crate::domain::policy::condition::{Known, Values};
 use crate::domain::policy::layers::Decided;
 use crate::domain::record::Record;
 use crate::domain::rollout::Exposure;
+use crate::domain::rollout::guardrail::Wait;
 use crate::domain::score::Score;
 use crate::domain::violation::{LISTED_MAX, Violation};
 use crate::ledger::Receipt;
@@ -189,6 +190,8 @@ impl Engine {
 pub(super) struct Asked<'s> {
     pub(super) arm: Arm,
     watched: Option<(&'s Trial, Who)>,
+    /// Since when its score is waited for, and until when the caller said it would wait.
+    waits: Option<(Instant, Option<Instant>)>,
 }
 
 impl<'s> Asked<'s> {
@@ -202,7 +205,12 @@ impl<'s> Asked<'s> {
             watched.iter().for_each(|(trial, _)| trial.started(Arm::Challenger));
         }
         // From here on what was started is settled or withdrawn.
-        Ok(Self { arm, watched })
+        Ok(Self { arm, watched, waits: None })
+    }
+
+    /// The score is waited for since `begun`, by a caller who said it would wait `until` then, if it did.
+    pub(super) fn waits(&mut self, begun: Instant, until: Option<Instant>) {
+        self.waits = Some((begun, until));
     }
 
     /// What follows from what the arm said. Where a challenger under trial could not give a score that is `None`, and the champion has
@@ -223,10 +231,15 @@ impl<'s> Asked<'s> {
 }
 
 impl Drop for Asked<'_> {
-    /// Whoever has gone before the challenger said anything is owed nothing.
+    /// Whoever has gone before the arm said anything is owed nothing, and may have waited for too long.
     fn drop(&mut self) {
-        if let (Arm::Challenger, Some((trial, _))) = (self.arm, self.watched) {
+        let Some((trial, who)) = self.watched else { return };
+        if self.arm == Arm::Challenger {
             trial.withdrawn(Arm::Challenger);
+        }
+        if let Some((begun, until)) = self.waits {
+            let stated = until.map(|until| until.saturating_duration_since(begun));
+            trial.left(self.arm, Wait { lasted: begun.elapsed(), stated }, who);
         }
     }
 }

@@ -22,7 +22,7 @@ use crate::domain::policy::condition::Domain;
 use crate::domain::policy::condition::Known;
 use crate::domain::policy::fit::Binding;
 use crate::domain::rollout::Exposure;
-use crate::domain::rollout::guardrail::Observed;
+use crate::domain::rollout::guardrail::{Observed, Wait};
 use crate::domain::score::Score;
 use crate::model::{self, Model};
 use crate::telemetry::{Counter, Metrics};
@@ -258,6 +258,8 @@ pub(super) struct Trial {
     pub(super) policy: Arc<Policy>,
     /// Whether both models read the same row.
     pub(super) same_row: bool,
+    /// The longest wait of which an arm is not to blame that its caller left.
+    pub(super) wait_max: Duration,
     pub(super) watches: Arc<Watches>,
 }
 
@@ -323,6 +325,13 @@ impl Trial {
 
     pub(super) fn withdrawn(&self, arm: Arm) {
         self.watches.of(arm).withdrawn();
+    }
+
+    /// The caller of `who` left after `wait`, without a score of `arm`.
+    pub(super) fn left(&self, arm: Arm, wait: Wait, who: Who) {
+        if wait.is_failure(self.wait_max) {
+            self.watches.of(arm).given_up(who.ticket);
+        }
     }
 
     pub(super) fn failed(&self, arm: Arm, error: Option<&model::Error>, who: Who) {

@@ -143,6 +143,7 @@ impl Held {
             },
             salt: rollout.id.clone(),
             same_row: champion.model.card().features == challenger.model.card().features,
+            wait_max: rollout.plan.limits.wait_max(champion.model.probe().row_p99_us),
             champion: champion.clone(),
             challenger: challenger.clone(),
             policy: self.policy.clone(),

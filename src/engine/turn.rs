@@ -23,17 +23,25 @@ pub struct Turn {
 
 impl Engine {
     /// The score of `record` where a model of `serving` is slow ([`Serving::takes_turns`]): asked for, and waited for without holding the
-    /// thread. Who drops this has no turn any more. `addressed` is the arm that the caller insists on.
+    /// thread. Who drops this has no turn any more. `addressed` is the arm that the caller insists on, `until` says how long it waits, if that
+    /// is known.
     ///
     /// Errors: as those of [`Engine::decide`], and [`model::Error::Full`](crate::model::Error::Full) where too many wait.
-    pub async fn turn(&self, serving: &Serving, record: &Record<'_>, addressed: Option<Arm>) -> Result<Turn, Error> {
+    pub async fn turn(
+        &self,
+        serving: &Serving,
+        record: &Record<'_>,
+        addressed: Option<Arm>,
+        until: Option<Instant>,
+    ) -> Result<Turn, Error> {
         let begun = Instant::now();
         let mut row: Row = smallvec![0.0; serving.model.schema().columns()];
         let who = {
             let values = encode(serving, record, &mut row).map_err(Error::Invalid)?;
             serving.who(&record.customer_id, &values)
         };
-        let asked = Asked::new(serving, who, addressed)?;
+        let mut asked = Asked::new(serving, who, addressed)?;
+        asked.waits(begun, until);
         let answer = match own_row(serving, record, &row, asked.arm) {
             Ok(own) => serving.judge_in_turn(asked.arm, &own).await.map_err(Error::Model),
             Err(error) => Err(error),

@@ -18,6 +18,7 @@ pub(super) struct Watch {
     requests: AtomicU64,
     customers: AtomicU64,
     failed: AtomicU64,
+    given_up: AtomicU64,
     non_finite: AtomicU64,
     latency: [AtomicU64; LATENCY_BINS],
     scores: Box<[AtomicU64]>,
@@ -39,6 +40,7 @@ impl Watch {
             requests: AtomicU64::new(0),
             customers: AtomicU64::new(0),
             failed: AtomicU64::new(0),
+            given_up: AtomicU64::new(0),
             non_finite: AtomicU64::new(0),
             latency: std::array::from_fn(|_| AtomicU64::new(0)),
             scores: zeros(scores),
@@ -56,6 +58,18 @@ impl Watch {
     /// A score that was asked for is wanted no more.
     pub(super) fn withdrawn(&self) {
         self.started.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// The caller of the customer of `ticket` gave up waiting for a score. It is no request of which there is a result: a model that gives
+    /// none at all is silent, however many give up.
+    pub(super) fn given_up(&self, ticket: u64) {
+        if is_first(&self.came, ticket) {
+            self.customers.fetch_add(1, Ordering::Relaxed);
+        }
+        if is_first(&self.fell, ticket) {
+            self.failed.fetch_add(1, Ordering::Relaxed);
+            self.given_up.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// Scores that were given, or failed.
@@ -108,6 +122,7 @@ impl Watch {
             requests: self.requests(),
             customers: self.customers.load(Ordering::Relaxed),
             failed: self.failed.load(Ordering::Relaxed),
+            given_up: self.given_up.load(Ordering::Relaxed),
             non_finite: self.non_finite.load(Ordering::Relaxed),
             latency: all(&self.latency),
             scores: all(&self.scores),
@@ -123,4 +138,24 @@ fn is_first(set: &[AtomicU64], ticket: u64) -> bool {
     let (word, mask) = (&set[bit as usize / 64], 1 << (bit % 64));
     // Mostly it is there already, and looking is cheaper than writing.
     word.load(Ordering::Relaxed) & mask == 0 && word.fetch_or(mask, Ordering::Relaxed) & mask == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_gives_up_is_a_customer_that_failed_once_and_no_answer() {
+        let watch = Watch::new(10, 3);
+        watch.scored(Score::new(0.5).expect("a score"), &[], 0, 1);
+        // The first has had its score before, the second tries again and again.
+        for ticket in [1, 2, 2, 2] {
+            watch.started();
+            watch.withdrawn();
+            watch.given_up(ticket);
+        }
+        let observed = watch.observed();
+        assert_eq!((observed.customers, observed.failed, observed.given_up), (2, 2, 2));
+        assert_eq!((watch.requests(), watch.unanswered()), (1, 0));
+    }
 }

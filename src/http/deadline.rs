@@ -58,6 +58,11 @@ impl Deadline {
         }
     }
 
+    /// When that is.
+    pub(super) fn at(self) -> Option<Instant> {
+        self.0
+    }
+
     /// What is left of `duration` until then, or all of it.
     pub(super) fn left(self, duration: Duration) -> Duration {
         self.0.map_or(duration, |deadline| deadline.saturating_duration_since(Instant::now()).min(duration))

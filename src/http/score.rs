@@ -87,7 +87,7 @@ async fn answer(
     // In a box, so that the future of every other request is no larger for it. Who drops it, gone or late, gives the turn back.
     let turn = match serving.takes_turns() {
         true => {
-            let turn = async { Ok(shared.engine.turn(&serving, &record, addressed).await?) };
+            let turn = async { Ok(shared.engine.turn(&serving, &record, addressed, deadline.at()).await?) };
             Some(Box::pin(deadline.within(turn)).await?)
         }
         false => None,

@@ -7,10 +7,12 @@ use serde_json::{Value, json};
 
 use crate::dense;
 use crate::ledger::mainstay;
-use crate::service::{Service, customer, golden};
+use crate::service::{Service, customer, golden, until};
 
 /// Callers who do not wait for their answer.
 const GONE: usize = 200;
+/// Callers who wait for a challenger at a time.
+const CROWD: usize = 128;
 const DENSE: &str = "telco-churn/2.0.0";
 
 /// The bundled models beside a small dense network.
@@ -203,4 +205,80 @@ async fn who_hangs_up_has_left_the_queue() {
     let counts = metrics.lines().filter(of_it).filter_map(|line| line.rsplit(' ').next()?.parse::<usize>().ok());
     let decided: usize = counts.sum();
     assert!((1..GONE / 2).contains(&decided), "{decided} were decided on, of {GONE} who had gone");
+}
+
+/// A canary whose challenger is slow and right, judged by its errors alone: times are not taken, and what it says may differ.
+async fn canary(models: &Path) -> Service {
+    let limits = [
+        "models.turn_wait_ms_max=60000",
+        "rollouts.shadow.share=0.000000001",
+        "rollouts.limits.latency_ratio_max=1",
+        "rollouts.limits.psi_max=1000",
+        "rollouts.limits.tier_shift_max=1",
+    ];
+    let service = crate::slots::start(models, None, "1.2.0", &limits);
+    crate::slots::stage(&service, "9.0.2-slow").await;
+    let steps = json!([{"exposure": "canary", "share": 0.5, "bake_secs": 3600}]);
+    crate::slots::done(&service, "start", json!({"steps": steps})).await;
+    service
+}
+
+/// Lets crowds of callers come, each customer once, until the rollout has ended: by what guardrail, and its figures.
+async fn rolled_back_by(service: &Service, come: impl AsyncFn(Vec<String>)) -> (String, String) {
+    let crowds = std::sync::atomic::AtomicUsize::new(0);
+    until(async || {
+        let crowd = crowds.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let caller = |number: usize| {
+            let mut customer = customer();
+            customer["customer_id"] = json!(format!("C-{crowd}-{number}"));
+            customer.to_string()
+        };
+        come((0..CROWD).map(caller).collect()).await;
+        crate::slots::slots(service).await["rollout"].is_null()
+    })
+    .await;
+    let last = crate::slots::slots(service).await["last_rollout"].clone();
+    assert_eq!(last["end"], "rolled_back", "{last}");
+    let readings = last["guardrails"].as_array().expect("guardrails");
+    let broken = readings.iter().find(|reading| reading["verdict"] == "fail").expect("a broken one");
+    ["guardrail", "figures"].map(|key| broken[key].as_str().expect("text").to_owned()).into()
+}
+
+#[tokio::test]
+async fn a_challenger_that_is_too_slow_for_what_callers_say_is_rolled_back() {
+    let models = models();
+    let service = canary(models.path()).await;
+    let client = reqwest::Client::builder().http2_prior_knowledge().build().expect("a client");
+    let url = format!("http://{}/v1/score", service.data);
+    let (guardrail, figures) = rolled_back_by(&service, async |bodies: Vec<String>| {
+        let ask = |body: String| client.post(&url).header("content-type", "application/json").body(body);
+        let answers = bodies.into_iter().map(|body| ask(body).header("x-request-timeout-ms", "5").send());
+        futures_util::future::join_all(answers).await;
+    })
+    .await;
+    assert!(guardrail == "error_rate" && figures.contains("their callers gave up on"), "{guardrail}: {figures}");
+}
+
+#[tokio::test]
+async fn a_challenger_whose_callers_hang_up_is_rolled_back() {
+    let models = models();
+    let service = canary(models.path()).await;
+    let (guardrail, figures) = rolled_back_by(&service, async |bodies: Vec<String>| {
+        let ask = |body: String| {
+            let mut caller = service.connect();
+            let head = "POST /v1/score HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: ";
+            std::io::Write::write_all(&mut caller, format!("{head}{}\r\n\r\n{body}", body.len()).as_bytes())
+                .expect("written");
+            caller
+        };
+        let mut callers: Vec<_> = bodies.into_iter().map(ask).collect();
+        // Half of them are the challenger's: whoever is still waiting when these have their answers has waited long enough.
+        for caller in &mut callers[..20] {
+            let mut answer = [0; 12];
+            std::io::Read::read_exact(caller, &mut answer).expect("an answer");
+            assert_eq!(&answer, b"HTTP/1.1 200");
+        }
+    })
+    .await;
+    assert!(guardrail == "error_rate" && figures.contains("their callers gave up on"), "{guardrail}: {figures}");
 }

@@ -1,6 +1,7 @@
 //! Guardrails: the measured conditions under which a rollout may go on. What was observed of each arm, and the verdict that follows;
-//! those of what came of
-//! decisions are in `effect`, what follows from the verdict is in `rollout`.
+//! those of what came of decisions are in `effect`, what follows from the verdict is in `rollout`.
+
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -59,6 +60,16 @@ fn fairness_margin() -> f64 {
 }
 
 impl Limits {
+    /// The longest that a score may take where the champion takes `usual_us`, in microseconds.
+    pub fn latency_max_us(&self, usual_us: f64) -> f64 {
+        (usual_us * self.latency_ratio_max).max(self.latency_floor_us)
+    }
+
+    /// The longest wait for a score of which an arm is not to blame that its caller left, where the champion takes `usual_us`: see [`Wait`].
+    pub fn wait_max(&self, usual_us: f64) -> Duration {
+        Duration::try_from_secs_f64(self.latency_max_us(usual_us) / 1e6).unwrap_or(Duration::MAX)
+    }
+
     /// Every value that is out of its range, as (name, sentence).
     pub fn problems(&self) -> Vec<(&'static str, String)> {
         let mut problems = Vec::new();
@@ -87,12 +98,14 @@ impl Limits {
 /// customers, and a few that come again and again would look like a difference of the models.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Observed {
-    /// Requests that it was to answer.
+    /// Requests whose score came or failed.
     pub requests: u64,
-    /// Customers among them.
+    /// Customers of those, and of callers who gave up.
     pub customers: u64,
     /// Customers that it failed at, for whatever cause.
     pub failed: u64,
+    /// Those of them whose caller gave up: see [`Wait`].
+    pub given_up: u64,
     /// Requests whose score was no probability.
     pub non_finite: u64,
     /// Processor times of a score, taken of both models by turns on one thread, by [`latency_bin`].
@@ -101,6 +114,29 @@ pub struct Observed {
     pub scores: Vec<u64>,
     /// Customers by tier, in the order of the policy.
     pub tiers: Vec<u64>,
+}
+
+/// A wait for a score that ended without one, since the caller left.
+///
+/// How long it would have been is not known, only that it is longer: it is censored (Kaplan and Meier, Journal of the American Statistical
+/// Association 53, 1958). It is evidence all the same where it was too long already. So the arm has failed a caller who waited as long as
+/// it had said it would, or longer than the limits let a score take; one who left sooner, for whatever reason, counts as neither failed
+/// nor answered. Under equal models both arms fail alike, whatever callers do, since chance gave them their arm; and where no deadline is
+/// stated, an arm that keeps the limit fails nobody. Those who left sooner would have been failed more often than those who stayed,
+/// as the quicker scores came in time: without them a slow arm looks better than it is, never worse.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wait {
+    /// How long it lasted.
+    pub lasted: Duration,
+    /// How long the caller had said it would wait, if it had.
+    pub stated: Option<Duration>,
+}
+
+impl Wait {
+    /// Whether the arm has failed this caller, where it may let wait for `wait_max`: [`Limits::wait_max`].
+    pub fn is_failure(&self, wait_max: Duration) -> bool {
+        self.lasted > wait_max || self.stated.is_some_and(|stated| self.lasted >= stated)
+    }
 }
 
 /// The bin of a time: four bins to a doubling, from 256 ns.
@@ -194,8 +230,12 @@ fn error_rate(limits: &Limits, errors: &RateTest, champion: &Observed, challenge
     let limit = usual + limits.error_margin;
     // Without a champion to look at, any failure over the margin is too much.
     let limit_surely = if champion.customers == 0 { limit } else { usual_high + limits.error_margin };
+    let gave_up = match (challenger.given_up, champion.given_up) {
+        (0, 0) => String::new(),
+        (own, usual) => format!("; their callers gave up on {own} of these, and on {usual} of the champion's"),
+    };
     let figures = format!(
-        "{} of {} customers failed, {} of {} of the champion's; e-value {e_value:.3}, fails at {:.0}; the share that fails is {low:.4} to {high:.4}, passes under {limit:.4}",
+        "{} of {} customers failed, {} of {} of the champion's{gave_up}; e-value {e_value:.3}, fails at {:.0}; the share that fails is {low:.4} to {high:.4}, passes under {limit:.4}",
         challenger.failed,
         challenger.customers,
         champion.failed,
@@ -218,7 +258,7 @@ fn non_finite(limits: &Limits, challenger: &Observed) -> Reading {
 fn latency(limits: &Limits, champion: &Observed, challenger: &Observed) -> Reading {
     let alpha = limits.alpha / GUARDRAILS / QUANTILES.len() as f64 / 2.0;
     let count: u64 = challenger.latency.iter().sum();
-    let limit = |usual_us: f64| (usual_us * limits.latency_ratio_max).max(limits.latency_floor_us);
+    let limit = |usual_us| limits.latency_max_us(usual_us);
     let over = |limit_us: f64| {
         let bins = (0..LATENCY_BINS).filter(|bin| latency_bin_end_us(*bin) > limit_us);
         share_interval(bins.map(|bin| challenger.latency[bin]).sum(), count, alpha)
@@ -324,6 +364,7 @@ pub(in crate::domain) mod tests {
             requests: count,
             customers: count,
             failed: 0,
+            given_up: 0,
             non_finite: 0,
             latency: vec![0; LATENCY_BINS],
             scores: vec![0; 10],
@@ -385,6 +426,70 @@ pub(in crate::domain) mod tests {
         }
     }
 
+    type Drawn = fn(&mut fastrand::Rng) -> f64;
+
+    /// Customers, half of them the challenger's, whose scores take so many milliseconds in the two arms, and who wait so long for them, or
+    /// say so: the verdict on its errors, where 20 ms are fast enough.
+    fn verdict_of_waits(
+        random: &mut fastrand::Rng,
+        count: usize,
+        took_ms: [Drawn; 2],
+        patience_ms: Drawn,
+        is_stated: bool,
+    ) -> Verdict {
+        let limits = Limits { latency_floor_us: 20_000.0, ..limits() };
+        let wait_max = limits.wait_max(1_000.0);
+        let (mut arms, mut before, mut errors) = ([usual(0), usual(0)], [(0, 0); 2], RateTest::default());
+        for at in 1..=count {
+            let is_own = random.bool();
+            let arm = &mut arms[usize::from(is_own)];
+            let (took, patience) = (took_ms[usize::from(is_own)](random), patience_ms(random));
+            let lasted = Duration::from_secs_f64(patience / 1e3);
+            let wait = Wait { lasted, stated: is_stated.then_some(lasted) };
+            if took <= patience {
+                arm.customers += 1;
+            } else if wait.is_failure(wait_max) {
+                arm.customers += 1;
+                arm.failed += 1;
+                arm.given_up += 1;
+            }
+            // Looks are a quarter of a second apart.
+            if at % 50 > 0 {
+                continue;
+            }
+            let now = arms.each_ref().map(|arm| (arm.customers, arm.failed));
+            let since = |arm: usize| (now[arm].0 - before[arm].0, now[arm].1 - before[arm].1);
+            let ((usual, usual_failed), (own, own_failed)) = (since(0), since(1));
+            if usual > 0 && own > 0 {
+                errors.add(own_failed, usual_failed, own as f64 / (usual + own) as f64);
+                before = now;
+            }
+            let reading = error_rate(&limits, &errors, &arms[0], &arms[1]);
+            if reading.verdict == Verdict::Fail {
+                return Verdict::Fail;
+            }
+        }
+        Verdict::Hold
+    }
+
+    #[test]
+    fn callers_who_give_up_are_evidence_and_those_who_leave_soon_are_none() {
+        let random = &mut fastrand::Rng::with_seed(5);
+        // One that takes half a minute: who says 5 ms, and who hangs up after 50, are enough of them soon.
+        let stuck: [Drawn; 2] = [|_| 0.01, |_| 30e3];
+        assert_eq!(verdict_of_waits(random, 100, stuck, |_| 5.0, true), Verdict::Fail);
+        assert_eq!(verdict_of_waits(random, 100, stuck, |_| 50.0, false), Verdict::Fail);
+        // One that takes 15 ms is not to blame that a third of the callers leave at once, and others later.
+        let in_haste: Drawn = |random| if random.u8(..3) == 0 { 0.5 } else { 40.0 * random.f64() };
+        assert_eq!(verdict_of_waits(random, 3_000, [|_| 0.01, |_| 15.0], in_haste, false), Verdict::Hold);
+        // Nor is one that is as slow as the champion.
+        let slow: Drawn = |random| 200.0 * random.f64();
+        for is_stated in [true, false] {
+            let mut judged = || verdict_of_waits(random, 1_000, [slow, slow], in_haste, is_stated);
+            assert_eq!((0..20).filter(|_| judged() == Verdict::Fail).count(), 0);
+        }
+    }
+
     #[test]
     fn equal_latency_is_no_failure_however_few_the_champion_has() {
         let mut random = fastrand::Rng::with_seed(11);
@@ -410,6 +515,17 @@ pub(in crate::domain) mod tests {
     }
 
     proptest! {
+        #[test]
+        fn who_leaves_in_time_tells_nothing_unless_it_had_said_so(
+            usual_us in 0.0..1e6_f64, lasted_us in 0..10_000_000_u64, stated_us in prop::option::of(1..10_000_000_u64),
+        ) {
+            let stated = stated_us.map(Duration::from_micros);
+            let wait = Wait { lasted: Duration::from_micros(lasted_us), stated };
+            let is_over = lasted_us as f64 > limits().latency_max_us(usual_us);
+            let is_failure = wait.is_failure(limits().wait_max(usual_us));
+            prop_assert_eq!(is_failure, is_over || stated_us.is_some_and(|stated_us| lasted_us >= stated_us));
+        }
+
         #[test]
         fn a_time_is_in_the_bin_that_ends_behind_it(nanoseconds in 0..8_000_000_000_u64) {
             let bin = latency_bin(nanoseconds);
