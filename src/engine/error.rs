@@ -32,6 +32,9 @@ pub enum Error {
     /// The decision could not be recorded, so that it must not be answered; or the ledger could not be read.
     #[error(transparent)]
     Ledger(#[from] ledger::Error),
+    /// A move was not on record in time, and may be still: then it is in force. Until that is known no other is made.
+    #[error("whether a move is on record is not known yet")]
+    Late,
     /// There is no ledger to ask.
     #[error("the ledger is off")]
     LedgerOff,

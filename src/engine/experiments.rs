@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError};
 
+use super::owed::Outcome;
 use super::rollout::promoted_ms;
 use super::slots::{Deck, Held};
 use super::{Ask, Engine, Error, Moved, shelf};
@@ -80,7 +81,7 @@ impl Held {
     }
 
     /// Policies of arms that are needed no more leave.
-    fn forget(&mut self) {
+    pub(super) fn forget(&mut self) {
         let lasting = self.experiments.all().iter().filter(|known| known.state() != State::Ended);
         let needed: Vec<String> = lasting.flat_map(|known| digests(&known.experiment)).map(str::to_owned).collect();
         self.arm_policies.retain(|digest, _| needed.contains(digest));
@@ -99,7 +100,7 @@ impl Engine {
     /// Registers an experiment on the customers of `model`, or of the default one; it then waits for its beginning.
     ///
     /// Errors: [`Error::Invalid`] with everything that is wrong with it; [`Error::Illegal`]; [`Error::KeyReused`]; and
-    /// [`Error::Ledger`] when it cannot be journalled, in which case nothing has changed.
+    /// [`Error::Ledger`] when it cannot be journalled, in which case nothing has changed; [`Error::Late`] when that is not known yet.
     pub fn create_experiment(&self, model: Option<&str>, draft: Draft, ask: &Ask) -> Result<Moved, Error> {
         self.ledger()?;
         let deck = match model {
@@ -108,8 +109,8 @@ impl Engine {
         };
         self.check_arms(deck, &draft, "create_experiment", ask)?;
         let _naming = self.naming.lock().unwrap_or_else(PoisonError::into_inner);
-        let others = self.others(deck);
-        let mut held = deck.held();
+        let others = self.others(deck)?;
+        let mut held = self.hold(deck)?;
         if let Some(moved) = self.answered(ask)? {
             return Ok(moved);
         }
@@ -150,8 +151,8 @@ impl Engine {
         }
         let _naming = self.naming.lock().unwrap_or_else(PoisonError::into_inner);
         let deck = self.deck_of(name)?;
-        let others = self.others(deck);
-        let mut held = deck.held();
+        let others = self.others(deck)?;
+        let mut held = self.hold(deck)?;
         if let Some(moved) = self.answered(ask)? {
             return Ok(moved);
         }
@@ -204,8 +205,8 @@ impl Engine {
 
     /// Starts and ends what is due. One experiment at a look: the next one follows a quarter of a second later.
     pub(super) fn run_due(&self, deck: &Deck, held: &mut Held) {
-        // What is owed to the journal stands before this.
-        if held.experiments.all().is_empty() || held.owed.is_some() {
+        // What is owed to the journal, and what is late there, stands before this.
+        if held.experiments.all().is_empty() || held.owed.is_some() || held.late.is_some() {
             return;
         }
         let Some(due) = held.experiments.due(self.now_ms(), promoted_ms(&held.slots)) else {
@@ -254,11 +255,7 @@ impl Engine {
             documents,
             request,
         };
-        self.journal(held, change)?;
-        held.arm_policies.extend(policies);
-        held.experiments = next;
-        held.forget();
-        let flip = self.publish(deck, held);
+        let flip = self.journal(deck, held, change, Outcome::Experiments(next, policies))?;
         tracing::info!(model = deck.name, verb = moved.verb, by = ask.by, result = moved.result, "experiment moved");
         Ok(Moved { flip_us: Some(flip.as_nanos() as f64 / 1e3), ..moved })
     }
@@ -268,12 +265,12 @@ impl Engine {
     }
 
     /// The experiments of all other models: names and salts are one's own among all.
-    fn others(&self, but: &Deck) -> Vec<Experiment> {
-        let others = self.decks.iter().filter(|deck| deck.name != but.name);
-        let of = |deck: &Deck| -> Vec<Experiment> {
-            deck.held().experiments.all().iter().map(|known| known.experiment.clone()).collect()
-        };
-        others.flat_map(of).collect()
+    fn others(&self, but: &Deck) -> Result<Vec<Experiment>, Error> {
+        let mut others = Vec::new();
+        for deck in self.decks.iter().filter(|deck| deck.name != but.name) {
+            others.extend(self.hold(deck)?.experiments.all().iter().map(|known| known.experiment.clone()));
+        }
+        Ok(others)
     }
 
     /// The deck whose experiment is called `name`.

@@ -28,7 +28,7 @@ mod tests {
     use crate::engine::serving::Who;
     use crate::engine::shelf::{Shelf, parse_policy, policy_ref};
     use crate::engine::{Ask, Engine, Entry, Error, Options, Setup, Verb};
-    use crate::ledger::{self, Ledger, Promise, Reading};
+    use crate::ledger::{self, Ledger, Patience, Promise, Reading};
     use crate::model::{Choice, LoadOptions, Runtime};
     use crate::telemetry::Metrics;
 
@@ -49,7 +49,8 @@ mod tests {
     /// 2026-11-22, at noon.
     const BEGIN_MS: u64 = 1_795_348_800_000;
 
-    static CLOCKS: [AtomicU64; THREADS] = [const { AtomicU64::new(BEGIN_MS) }; THREADS];
+    /// One for each thread, and one that stands still.
+    static CLOCKS: [AtomicU64; THREADS + 1] = [const { AtomicU64::new(BEGIN_MS) }; THREADS + 1];
 
     fn clock<const THREAD: usize>() -> SystemTime {
         SystemTime::UNIX_EPOCH + Duration::from_millis(CLOCKS[THREAD].load(Ordering::Relaxed))
@@ -788,7 +789,7 @@ mod tests {
     }
 
     fn open(dir: &Path, thread: usize, approval: bool) -> Arc<Engine> {
-        let clock = [clock::<0>, clock::<1>][thread];
+        let clock = [clock::<0>, clock::<1>, clock::<THREADS>][thread];
         let options = ledger::Options {
             dir: dir.to_owned(),
             promise: Promise::Committed,
@@ -861,5 +862,104 @@ mod tests {
             threads.into_iter().filter_map(|thread| thread.join().expect("a thread")).collect()
         });
         assert!(broken.is_empty(), "{}", broken.join("\n"));
+    }
+
+    /// A disk that does not go on until what is given is used: by SQL that is in force when it does.
+    fn stall(dir: &Path) -> impl FnOnce(&str) {
+        let database = Connection::open(dir.join("ledger.db")).expect("the database");
+        database.busy_timeout(Duration::from_secs(10)).expect("a timeout");
+        database.execute_batch("BEGIN IMMEDIATE").expect("nobody else writes");
+        move |sql: &str| database.execute_batch(&format!("{sql}; COMMIT")).expect("it goes on")
+    }
+
+    /// Asks for what the writer is in the middle of when it is told to be late.
+    fn is_late(engine: &Engine, ordered: Ordered, ask: &Ask) {
+        loop {
+            match engine.act(NAME, verb(ordered), ask) {
+                Err(Error::Late) => return,
+                // The writer had not come to it, so it was withdrawn.
+                Err(Error::Ledger(ledger::Error::Late)) => {}
+                other => panic!("nothing can be written, and the answer is {other:?}"),
+            }
+        }
+    }
+
+    /// Looks until what is in force is what is on record: the champion, and whether there is a rollout.
+    fn settled(engine: &Engine) -> (String, bool) {
+        let begun = Instant::now();
+        loop {
+            engine.tick();
+            let standing = engine.standing(NAME).expect("it stands");
+            if standing.journalled {
+                let recorded = engine.ledger().expect("a ledger").slots(NAME).expect("it reads").expect("slots");
+                assert_eq!(recorded, standing.slots);
+                let serving = engine.serving(None).expect("it serves");
+                return (serving.model.id().version.clone(), serving.trial.is_some());
+            }
+            assert!(begun.elapsed() < Duration::from_secs(10), "it is not settled as soon as it can be");
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn a_move_that_is_late_is_in_force_once_it_is_on_record_and_never_if_it_is_not() {
+        let root = tempfile::tempdir().expect("a directory");
+        let mut engine = Arc::into_inner(open(root.path(), THREADS, false)).expect("alone");
+        let ask = |key: &str| Ask {
+            by: OPERATORS[0].to_owned(),
+            why: String::new(),
+            key: Some((key.to_owned(), "f".to_owned())),
+        };
+        let staged = |engine: &Engine| engine.act(NAME, verb(Ordered::Stage(1)), &ask("stage")).map(|moved| moved.verb);
+        assert_eq!(staged(&engine).expect("staged"), "stage");
+        let patience = |engine: &mut Engine, turn_ms, disk_ms| {
+            let patience = Patience { turn: Duration::from_millis(turn_ms), disk: Duration::from_millis(disk_ms) };
+            engine.ledger.as_mut().expect("a ledger").patience = patience;
+        };
+        patience(&mut engine, 20, 1);
+
+        // On record after all.
+        let go_on = stall(root.path());
+        let promote = Ordered::Promote { force: true };
+        is_late(&engine, promote, &ask("promote"));
+        assert_eq!(engine.serving(None).expect("it serves").model.id().version, VERSIONS[0], "it is not known yet");
+        assert!(!engine.standing(NAME).expect("it stands").journalled);
+        for ordered in [promote, Ordered::Retire] {
+            let other = engine.act(NAME, verb(ordered), &ask("other"));
+            assert!(matches!(other, Err(Error::Late)), "by slots that may have passed: {other:?}");
+        }
+        go_on("");
+        assert_eq!(settled(&engine), (VERSIONS[1].to_owned(), false));
+        patience(&mut engine, 10_000, 10_000);
+        assert!(engine.act(NAME, verb(promote), &ask("promote")).expect("it was made").repeated);
+
+        // Not on record.
+        patience(&mut engine, 20, 1);
+        let go_on = stall(root.path());
+        is_late(&engine, Ordered::RollBack, &ask("rollback"));
+        go_on("CREATE TRIGGER sick BEFORE INSERT ON entry BEGIN SELECT RAISE(ABORT, 'the disk is full'); END");
+        assert_eq!(settled(&engine), (VERSIONS[1].to_owned(), false));
+        stall(root.path())("DROP TRIGGER sick");
+        patience(&mut engine, 10_000, 10_000);
+        let again = engine.act(NAME, verb(Ordered::RollBack), &ask("rollback")).expect("nothing was made of it");
+        assert!(!again.repeated);
+
+        // A broken challenger does not wait for it, and does not come back with it.
+        engine.act(NAME, verb(Ordered::Start(1)), &ask("start")).expect("a rollout");
+        patience(&mut engine, 20, 1);
+        let go_on = stall(root.path());
+        is_late(&engine, Ordered::Advance, &ask("advance"));
+        let serving = engine.serving(None).expect("it serves");
+        let trial = serving.trial.as_ref().expect("a trial");
+        trial.started(Arm::Challenger);
+        trial.failed(Arm::Challenger, Some(&crate::model::Error::NotAProbability), Who { ticket: 7, segment: None });
+        engine.tick();
+        assert!(engine.serving(None).expect("it serves").trial.is_none(), "at once");
+        go_on("");
+        assert_eq!(settled(&engine), (VERSIONS[0].to_owned(), false));
+        let history = engine.history(NAME, i64::MAX, 100).expect("a history");
+        let told: Vec<&str> = history.iter().rev().filter_map(|entry| entry.body["verb"].as_str()).collect();
+        assert_eq!(told, ["begin", "stage", "promote", "rollback", "start", "advance", "rollback"]);
+        engine.close();
     }
 }

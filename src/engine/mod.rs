@@ -17,6 +17,7 @@ mod measures;
 mod monitor;
 mod moves;
 mod opening;
+mod owed;
 mod past;
 mod reasons;
 mod retraining;

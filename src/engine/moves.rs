@@ -112,7 +112,7 @@ pub struct Standing {
     pub staging: bool,
     /// Why the idle model could not be loaded at the start, if it could not.
     pub unloaded: Option<String>,
-    /// Whether everything that is in force is on record too.
+    /// Whether what is in force is what is on record.
     pub journalled: bool,
     /// The guardrails at the last look.
     pub readings: Vec<Reading>,
@@ -178,7 +178,7 @@ impl Engine {
             loaded: Colour::ALL.map(warm),
             staging: deck.is_staging(),
             unloaded: held.unloaded.clone(),
-            journalled: held.owed.is_none(),
+            journalled: held.owed.is_none() && held.late.is_none(),
             verdict: verdict(&readings),
             readings,
             dropped: watches.map_or(0, |watches| watches.dropped.load(Ordering::Relaxed)),
@@ -210,7 +210,7 @@ impl Engine {
     /// Makes a move. Staging loads a model and may take seconds: not for a thread that answers customers.
     ///
     /// Errors: [`Error::Illegal`] with the moves that are legal; [`Error::Refused`] with every reason; [`Error::KeyReused`]; and
-    /// [`Error::Ledger`] when it cannot be journalled, in which case nothing has changed.
+    /// [`Error::Ledger`] when it cannot be journalled, in which case nothing has changed; [`Error::Late`] when that is not known yet.
     pub fn act(&self, model: &str, verb: Verb, ask: &Ask) -> Result<Moved, Error> {
         let deck = self.deck(model)?;
         if let Verb::Stage { version, allow_breaking, replay } = &verb {
@@ -224,7 +224,7 @@ impl Engine {
             Verb::ApplyPolicy(document) => (self.check(deck, document, "apply_policy", ask)?, None),
             verb => (None, self.load_idle(deck, verb)?),
         };
-        let mut held = deck.held();
+        let mut held = self.hold(deck)?;
         if let Some(moved) = self.answered(ask)? {
             return Ok(moved);
         }
@@ -321,7 +321,7 @@ impl Engine {
             }
         };
         let (live, policy) = {
-            let held = deck.held();
+            let held = self.hold(deck)?;
             if let Some(moved) = self.answered(ask)? {
                 return Ok(moved);
             }
@@ -349,7 +349,7 @@ impl Engine {
             0 => None,
             count => Some(self.replay(&deck.name, &live, &loaded.model, &policy, count)?),
         };
-        let mut held = deck.held();
+        let mut held = self.hold(deck)?;
         if held.in_slot(held.slots.champion()).is_none_or(|loaded| !Arc::ptr_eq(&loaded.model, &live)) {
             // It was compared with another one.
             let legal = held.slots.legal(&approvals);

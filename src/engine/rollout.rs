@@ -17,7 +17,6 @@ use crate::domain::rollout::moves::Move;
 use crate::domain::rollout::slots::Slots;
 use crate::domain::rollout::{End, Exposure, Next, Plan, Rollout, Step};
 use crate::domain::statistics::sequential::RateTest;
-use crate::ledger::Pending;
 
 /// How long a challenger may owe scores without giving any before it counts as dead.
 const ANSWER_MAX: Duration = Duration::from_secs(2);
@@ -146,19 +145,9 @@ impl Engine {
                 let (amount, spent) = (balance.budget.amount.units(), balance.spent.units());
                 self.metrics.budget(&deck.name, amount, spent, balance.elapsed(now_ms));
             }
-            self.settle(&mut held);
+            self.settle(deck, &mut held);
             self.look(deck, &mut held);
             self.run_due(deck, &mut held);
-        }
-    }
-
-    /// Journals a rollback that was made before it could be written down, without waiting for it.
-    fn settle(&self, held: &mut Held) {
-        let (Some(ledger), Some(owed)) = (&self.ledger, held.owed.as_mut()) else { return };
-        match owed.pending.as_ref().map(Pending::poll) {
-            Some(None) => {}
-            Some(Some(Ok(_))) => held.owed = None,
-            Some(Some(Err(_))) | None => owed.pending = ledger.change_later(owed.change.clone()).ok(),
         }
     }
 

@@ -10,6 +10,7 @@ use super::account::Account;
 use super::capacity::Capacities;
 use super::effect::Found;
 use super::experiments::ArmPolicies;
+use super::owed::{Late, Outcome, Owed};
 use super::rollout::Evidence;
 use super::serving::{Candidate, Serving, Trial, Watches};
 use super::shelf::{self, Loaded};
@@ -21,7 +22,7 @@ use crate::domain::policy::registry::Registry;
 use crate::domain::rollout::moves::Move;
 use crate::domain::rollout::slots::{Colour, Slots};
 use crate::domain::rollout::{Exposure, Rollout};
-use crate::ledger::{self, Answered, Change, Kept, Ledger, Pending};
+use crate::ledger::{Answered, Change, Kept};
 
 /// The slots of one model name with what stands in them.
 #[derive(Debug)]
@@ -57,18 +58,12 @@ pub(super) struct Held {
     pub(super) unloaded: Option<String>,
     /// A rollback by the service that the journal has not taken yet.
     pub(super) owed: Option<Owed>,
-}
-
-/// A change that is in force and not on record yet.
-#[derive(Debug)]
-pub(super) struct Owed {
-    pub(super) change: Change,
-    /// The attempt to record it.
-    pub(super) pending: Option<Pending>,
+    /// A move that the journal may have taken, and may not.
+    pub(super) late: Option<Late>,
 }
 
 /// What comes into a deck from outside with a move.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(super) struct Delivery {
     pub(super) model: Option<Loaded>,
     pub(super) policy: Option<Arc<Policy>>,
@@ -98,6 +93,7 @@ impl Held {
             evidence,
             unloaded: None,
             owed: None,
+            late: None,
         }
     }
 
@@ -162,7 +158,7 @@ impl Held {
     }
 
     /// Takes over `next`, with what was delivered for it; what is not needed any more is given back.
-    fn take_over(&mut self, next: Slots, delivery: Delivery) -> Vec<Loaded> {
+    pub(super) fn take_over(&mut self, next: Slots, delivery: Delivery) -> Vec<Loaded> {
         let idle = next.champion().other();
         let mut left = Vec::new();
         if let Some(model) = delivery.model {
@@ -191,21 +187,6 @@ impl Held {
     pub(super) fn bring_back(&mut self, model: Loaded) {
         self.loaded[place(self.slots.champion().other())] = Some(model);
         self.unloaded = None;
-    }
-
-    /// Waits until what is owed to the journal is written, as one entry: an attempt under way is waited for, not made twice.
-    ///
-    /// Errors: whatever keeps it from being written; it is owed still.
-    pub(super) fn pay(&mut self, ledger: &Ledger) -> Result<(), Error> {
-        let Some(owed) = self.owed.as_mut() else { return Ok(()) };
-        // An attempt that is late may be written still: it is kept, not to be made twice.
-        match owed.pending.as_ref().map(Pending::wait) {
-            Some(answer @ (Ok(_) | Err(ledger::Error::Late))) => answer?,
-            // By what an attempt failed says nothing of now.
-            Some(Err(_)) | None => owed.pending.insert(ledger.change_later(owed.change.clone())?).wait()?,
-        };
-        self.owed = None;
-        Ok(())
     }
 
     /// Begins to watch the step that the rollout is at.
@@ -282,7 +263,7 @@ impl Engine {
     }
 
     /// The account of the budget of `policy`, which comes after that of `before`. One of which nothing can be known has nothing left.
-    fn account(&self, deck: &Deck, policy: &Policy, before: Option<&Account>) -> Option<Arc<Account>> {
+    pub(super) fn account(&self, deck: &Deck, policy: &Policy, before: Option<&Account>) -> Option<Arc<Account>> {
         let opened = Account::open(policy, &deck.name, self.ledger.as_ref(), self.now_ms(), before);
         let account = opened.unwrap_or_else(|error| {
             tracing::error!(model = deck.name, cause = %error, "what is spent is not known: nothing is affordable");
@@ -295,7 +276,12 @@ impl Engine {
     }
 
     /// The capacities of `policy`, which come after those `before`. Where nothing can be known of them, no place is left.
-    fn capacities(&self, deck: &Deck, policy: &Policy, before: Option<&Capacities>) -> Option<Arc<Capacities>> {
+    pub(super) fn capacities(
+        &self,
+        deck: &Deck,
+        policy: &Policy,
+        before: Option<&Capacities>,
+    ) -> Option<Arc<Capacities>> {
         let opened = Capacities::open(policy, &deck.name, self.ledger.as_ref(), self.now_ms(), before);
         let capacities = opened.unwrap_or_else(|error| {
             tracing::error!(model = deck.name, cause = %error, "who had an intervention is not known: none with a capacity is offered");
@@ -341,37 +327,21 @@ impl Engine {
             documents,
             request,
         };
-        match (&self.ledger, step) {
+        let outcome = Outcome::Slots(next, delivery);
+        let flip = match (&self.ledger, step) {
             // A broken challenger loses its customers before that is written down, whether it can be or not.
             (Some(ledger), Move::Fail) => {
-                let pending = ledger.change_later(change.clone()).ok();
-                held.owed = Some(Owed { change, pending });
+                held.owe(change, ledger);
+                self.put_into_force(deck, held, outcome)
             }
-            _ => self.journal(held, change)?,
-        }
-        if let Some(policy) = &delivery.policy {
-            // Not before the change is on record: everything that was decided by then is, too.
-            held.account = self.account(deck, policy, held.account.as_deref());
-            held.capacities = self.capacities(deck, policy, held.capacities.as_deref());
-        }
-        let left = held.take_over(next, delivery);
-        let flip = self.publish(deck, held);
-        self.retire(left);
+            _ => self.journal(deck, held, change, outcome)?,
+        };
         tracing::info!(model = deck.name, verb = moved.verb, by = ask.by, result = moved.result, "moved");
         Ok(Moved { flip_us: Some(flip.as_nanos() as f64 / 1e3), ..moved })
     }
 
-    /// Journals a change behind what is owed, if there is a ledger.
-    pub(super) fn journal(&self, held: &mut Held, change: Change) -> Result<(), Error> {
-        let Some(ledger) = &self.ledger else { return Ok(()) };
-        // What is owed stands before this in the history.
-        held.pay(ledger)?;
-        ledger.change(change)?;
-        Ok(())
-    }
-
     /// Keeps what has left a slot until nobody uses it any more.
-    fn retire(&self, left: Vec<Loaded>) {
+    pub(super) fn retire(&self, left: Vec<Loaded>) {
         for loaded in left {
             let id = loaded.model.id();
             self.metrics.model(&id.name, &id.version, None, 0.0, 0.0);

@@ -237,6 +237,10 @@ impl From<engine::Error> for Problem {
             engine::Error::KeyReused => {
                 Problem::new(Code::KeyReused, "take another idempotency-key for another request")
             }
+            engine::Error::Late => Problem::new(
+                Code::LedgerUnavailable,
+                "the ledger is slow, and a move may be on record and soon in force; look at the slots and their history before you ask again",
+            ),
             engine::Error::LedgerOff => Problem::new(Code::NotFound, "the ledger is off: nothing is recorded"),
             engine::Error::InsightOff => {
                 Problem::new(Code::NotFound, "nothing is measured: the setting insight.enabled is false")

@@ -50,7 +50,7 @@ pub(super) struct Slots {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schema(required = false)]
     approvals_missing: Vec<String>,
-    /// False while a rollback is in force that the ledger could not take yet.
+    /// False while a rollback is in force that the ledger could not take yet, or a move may be on record that is not in force yet.
     journalled: bool,
 }
 

@@ -20,8 +20,16 @@ use crate::domain::rollout::slots::Slots;
 /// Answers that are kept for requests that come again.
 const ANSWERS_MAX: i64 = 1_000;
 /// How long a change may wait for its turn, and then for the disk.
-const TURN: Duration = Duration::from_secs(2);
-const DISK: Duration = Duration::from_secs(10);
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Patience {
+    pub(crate) turn: Duration,
+    pub(crate) disk: Duration,
+}
+
+impl Patience {
+    pub(super) const USUAL: Self = Self { turn: Duration::from_secs(2), disk: Duration::from_secs(10) };
+}
+
 /// Whose turn a change is: it waits, the writer has taken it, or who asked for it has withdrawn it.
 const WAITS: u8 = 0;
 const TAKEN: u8 = 1;
@@ -98,6 +106,7 @@ pub struct Recalled {
 pub struct Pending {
     answer: Receiver<Result<i64, Error>>,
     turn: Arc<AtomicU8>,
+    patience: Patience,
 }
 
 impl Pending {
@@ -115,10 +124,7 @@ impl Pending {
     /// Errors: whatever kept it from being written, or [`Error::Late`]: then it may be written still, where it had its turn. Asked again, it
     /// tells what became of it.
     pub fn wait(&self) -> Result<i64, Error> {
-        self.wait_for(TURN, DISK)
-    }
-
-    fn wait_for(&self, turn: Duration, disk: Duration) -> Result<i64, Error> {
+        let Patience { turn, disk } = self.patience;
         let late = |error| match error {
             RecvTimeoutError::Timeout => Error::Late,
             RecvTimeoutError::Disconnected => Error::Closed,
@@ -130,6 +136,11 @@ impl Pending {
                 Err(_) => self.answer.recv_timeout(disk).map_err(late)?,
             },
         }
+    }
+
+    /// Whether it has had its turn: then one that is late may be written still.
+    pub fn is_taken(&self) -> bool {
+        self.turn.load(Ordering::Acquire) == TAKEN
     }
 }
 
@@ -346,7 +357,7 @@ impl super::Ledger {
         let turn = Arc::new(AtomicU8::new(WAITS));
         let waiting = Waiting { change, turn: turn.clone(), reply };
         match self.queue.try_send(super::Command::Change(Box::new(waiting))) {
-            Ok(()) => Ok(Pending { answer, turn }),
+            Ok(()) => Ok(Pending { answer, turn, patience: self.patience }),
             Err(TrySendError::Full(_)) => Err(Error::Busy),
             Err(TrySendError::Disconnected(_)) => Err(Error::Closed),
         }
@@ -390,21 +401,21 @@ mod tests {
 
     #[test]
     fn an_attempt_that_is_late_can_be_asked_again_what_became_of_it() {
-        let pending = |turn| {
+        let pending = |turn, disk| {
             let (reply, answer) = sync_channel(1);
-            (reply, Pending { answer, turn: Arc::new(AtomicU8::new(turn)) })
+            let patience = Patience { turn: Duration::from_millis(1), disk };
+            (reply, Pending { answer, turn: Arc::new(AtomicU8::new(turn)), patience })
         };
-        let soon = Duration::from_millis(1);
-        let (writer, taken) = pending(TAKEN);
-        assert!(matches!(taken.wait_for(soon, soon), Err(Error::Late)));
-        assert!(taken.poll().is_none(), "it may be written still");
+        let (writer, taken) = pending(TAKEN, Duration::from_millis(1));
+        assert!(matches!(taken.wait(), Err(Error::Late)));
+        assert!(taken.is_taken() && taken.poll().is_none(), "it may be written still");
         writer.send(Ok(7)).expect("somebody who asks");
-        assert!(matches!(taken.wait_for(soon, soon), Ok(7)));
+        assert!(matches!(taken.wait(), Ok(7)));
 
-        let (writer, waiting) = pending(WAITS);
-        assert!(matches!(waiting.wait_for(soon, soon), Err(Error::Late)));
+        let (writer, waiting) = pending(WAITS, Duration::from_secs(600));
+        assert!(matches!(waiting.wait(), Err(Error::Late)));
         // It was withdrawn: the disk is not waited for, and it is over once the writer has seen that.
-        assert!(matches!(waiting.wait_for(soon, Duration::from_secs(600)), Err(Error::Late)));
+        assert!(matches!(waiting.wait(), Err(Error::Late)) && !waiting.is_taken());
         drop(writer);
         assert!(matches!(waiting.poll(), Some(Err(Error::Closed))));
     }

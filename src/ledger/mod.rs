@@ -34,6 +34,8 @@ pub use courier::courier;
 pub use error::Error;
 pub use events::{Decided, Event, Events, Followed, Maker, Said, Ticket};
 pub use exposure::Exposed;
+#[cfg(test)]
+pub(crate) use journal::Patience;
 pub use journal::{Answered, Change, Kept, Pending, Recalled};
 pub use options::{Options, Promise};
 pub use outcomes::{Fate, OF_DECISION_MAX, RecordedOutcome};
@@ -108,6 +110,8 @@ pub struct Ledger {
     readers: reader::Pool,
     threads: Mutex<Vec<JoinHandle<()>>>,
     stop_checkpoints: std::sync::mpsc::Sender<()>,
+    /// How long changes are waited for.
+    pub(crate) patience: journal::Patience,
 }
 
 impl Ledger {
@@ -144,7 +148,8 @@ impl Ledger {
             )?,
         ]);
         let readers = reader::Pool::new(path);
-        Ok(Self { options: options.clone(), keys, queue, state, readers, threads, stop_checkpoints })
+        let (options, patience) = (options.clone(), journal::Patience::USUAL);
+        Ok(Self { options, keys, queue, state, readers, threads, stop_checkpoints, patience })
     }
 
     /// How it fares.
