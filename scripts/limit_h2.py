@@ -7,6 +7,7 @@ import ssl
 import struct
 import subprocess
 import sys
+import time
 from collections import Counter
 
 from evidence import Client, claim, environment, info
@@ -17,6 +18,8 @@ INSTALLED = ROOT / "target/h2" / H2
 CUSTOMER = (ROOT / "tests/data/customer.json").read_bytes()
 # Who has said nothing for so long is not taken to have ended the connection.
 SILENT_SECS = 5
+# How long a connection may have no stream, for the check of that.
+IDLE_SECS = 1
 # Streams beyond those that are allowed.
 TOO_MANY = 10
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -219,6 +222,20 @@ def crowd(address, allowed):
     return tuple(Counter(ends.get(number, "nothing") for number in part) for part in (numbers[allowed:], numbers[:allowed]))
 
 
+def unused(address):
+    """How a connection ends on which nothing is asked for, though its caller answers every ping: what the server says last, and after how long."""
+    begun, connection, last = time.monotonic(), Raw(address), None
+    with contextlib.closing(connection.stream), contextlib.suppress(socket.timeout):
+        while got := connection.next():
+            kind, flags, _, payload = got
+            if kind == PING and not flags & ACK:
+                connection.send(frame(PING, ACK, 0, payload))
+            if kind == GOAWAY:
+                last = ERRORS.get(int.from_bytes(payload[4:8], "big"))
+        return last, time.monotonic() - begun
+    return "not at all", time.monotonic() - begun
+
+
 def exchange(stream):
     """One GET and one POST by Python's h2: statuses and settings of the server."""
     import h2.config
@@ -269,6 +286,9 @@ def h2(place):
         many, others = crowd(server.http, streams)
         claim(many == {"REFUSED_STREAM": TOO_MANY} and others == {"200": streams}, f"h2: 5.1.2 more streams than are allowed: those too many {dict(many)}, the others {dict(others)}")
         claim(Client(server.http).ask("GET", "/readyz")[0] == 200, "h2: and the service is well")
+    with place.serve(server__head_timeout_ms=IDLE_SECS * 1000) as server:
+        said, secs = unused(server.http)
+        claim(said == "NO_ERROR" and IDLE_SECS <= secs < SILENT_SECS, f"h2: 9.1 a connection without a stream is ended after {secs:.1f} s ({IDLE_SECS} s are allowed), though pings are answered: GOAWAY {said}")
     alpn(place)
 
 

@@ -23,6 +23,7 @@ mod openapi;
 mod outcomes;
 mod preface;
 mod problem;
+mod protocols;
 mod rows;
 mod score;
 mod server;

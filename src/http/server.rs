@@ -9,19 +9,17 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use axum::Router;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream as Socket;
 use tokio::sync::{mpsc, watch};
 use tokio_rustls::server::TlsStream;
 
 use super::admission;
 use super::handshakes::Handshakes;
-use super::preface::{Begin, Begun, Version};
+use super::preface::Version;
+use super::protocols::Protocols;
 use super::tls::{HTTP2, Tls};
 use crate::engine;
 use crate::telemetry::Metrics;
@@ -283,7 +281,7 @@ struct Worker {
 
 impl Worker {
     async fn run(mut self, mut connections: mpsc::Receiver<Connection>) {
-        let builder = self.builder();
+        let protocols = Arc::new(Protocols::new(&self.options, self.stopped.clone()));
         let handshake_timeout = Duration::from_millis(self.options.handshake_timeout_ms);
         let mut handshakes = self
             .tls
@@ -303,41 +301,17 @@ impl Worker {
             let Some(Connection { stream, _counted }) = connection else { break };
             let Ok(stream) = Socket::from_std(stream) else { continue };
             let service = TowerToHyperService::new(self.router.clone());
+            let (protocols, watcher) = (protocols.clone(), graceful.watcher());
             if let Some(handshakes) = &mut handshakes {
-                let (begin, builder, watcher) = (self.begin(), builder.clone(), graceful.watcher());
-                handshakes.begin(stream, |stream| serve_tls(stream, begin, builder, service, watcher, _counted));
+                handshakes.begin(stream, |stream| serve_tls(stream, protocols, service, watcher, _counted));
                 continue;
             }
-            let (begin, builder, watcher) = (self.begin(), builder.clone(), graceful.watcher());
             tokio::spawn(async move {
-                if let Some((version, stream)) = begin.read(stream, None).await {
-                    serve(version, stream, builder, service, watcher).await;
-                }
+                protocols.serve(stream, None, service, watcher).await;
                 drop(_counted);
             });
         }
         graceful.shutdown().await;
-    }
-
-    fn begin(&self) -> Begin {
-        Begin { timeout: Duration::from_millis(self.options.head_timeout_ms), stopped: self.stopped.clone() }
-    }
-
-    fn builder(&self) -> auto::Builder<TokioExecutor> {
-        let head_timeout = Duration::from_millis(self.options.head_timeout_ms);
-        let mut builder = auto::Builder::new(TokioExecutor::new());
-        builder
-            .http1()
-            .timer(TokioTimer::new())
-            .header_read_timeout(head_timeout)
-            .max_buf_size(self.options.head_bytes_max);
-        builder
-            .http2()
-            .timer(TokioTimer::new())
-            .keep_alive_interval(head_timeout)
-            .max_header_list_size(self.options.head_bytes_max as u32)
-            .max_concurrent_streams(self.options.streams_max);
-        builder
     }
 }
 
@@ -349,30 +323,10 @@ async fn next(connections: &mut mpsc::Receiver<Connection>, handshakes: Option<&
     connections.recv().await
 }
 
-/// Serves what is known to be of `version`, until it ends.
-async fn serve<S>(
-    version: Version,
-    stream: Begun<S>,
-    builder: auto::Builder<TokioExecutor>,
-    service: TowerToHyperService<Router>,
-    watcher: Watcher,
-) where
-    S: AsyncRead + AsyncWrite + Unpin + 'static,
-{
-    // hyper would wait without end for bytes that tell the version.
-    let builder = match version {
-        Version::Http1 => builder.http1_only(),
-        Version::Http2 => builder.http2_only(),
-    };
-    // A connection that breaks is its caller's business.
-    let _ = watcher.watch(builder.serve_connection(TokioIo::new(stream), service)).await;
-}
-
 /// Serves what the handshake agreed on, on a task of its own.
 fn serve_tls(
     stream: TlsStream<Socket>,
-    begin: Begin,
-    builder: auto::Builder<TokioExecutor>,
+    protocols: Arc<Protocols>,
     service: TowerToHyperService<Router>,
     watcher: Watcher,
     counted: Counted,
@@ -380,9 +334,7 @@ fn serve_tls(
     let http2 = stream.get_ref().1.alpn_protocol() == Some(HTTP2);
     let agreed = if http2 { Version::Http2 } else { Version::Http1 };
     tokio::spawn(async move {
-        if let Some((version, stream)) = begin.read(stream, Some(agreed)).await {
-            serve(version, stream, builder, service, watcher).await;
-        }
+        protocols.serve(stream, Some(agreed), service, watcher).await;
         drop(counted);
     });
 }

@@ -70,6 +70,32 @@ async fn a_connection_that_is_kept_and_not_used_is_closed() {
     connections(&service, 0.0).await;
 }
 
+/// HTTP/2 keeps connections by pings, which a client answers by itself: for as long as a request is there, and not for longer.
+#[tokio::test]
+async fn an_http2_connection_without_a_stream_is_closed_and_one_with_a_stream_is_not() {
+    let service = Service::start(&["server.head_timeout_ms=300", "limits.body_timeout_ms=60000"]);
+    let client = || reqwest::Client::builder().http2_prior_knowledge().build().expect("a client");
+    // A row that comes much later than a connection may stay idle.
+    let (row, rows) = tokio::sync::mpsc::channel::<Result<String, std::convert::Infallible>>(1);
+    let rows = futures_util::stream::unfold(rows, async |mut rows| rows.recv().await.map(|row| (row, rows)));
+    let url = format!("http://{}/v1/score/batch", service.data);
+    let request = client().post(url).header("content-type", "application/x-ndjson");
+    let answer = tokio::spawn(request.body(reqwest::Body::wrap_stream(rows)).send());
+    connections(&service, 1.0).await;
+    let idle = client();
+    let ask = async || idle.get(format!("http://{}/livez", service.data)).send().await.expect("an answer").status();
+    for _ in 0..3 {
+        assert_eq!(ask().await, 200, "on a connection of its own, whenever the one before was closed");
+        connections(&service, 1.0).await;
+    }
+    row.send(Ok(format!("{}\n", customer()))).await.expect("taken");
+    drop(row);
+    let answer = answer.await.expect("asked").expect("an answer");
+    assert_eq!((answer.status().as_u16(), answer.version()), (200, reqwest::Version::HTTP_2));
+    assert!(answer.text().await.expect("a row").contains("decision_id"));
+    connections(&service, 0.0).await;
+}
+
 /// Answers that nobody reads fill the buffers of the kernel, and then would wait in ours without end.
 #[tokio::test]
 async fn who_asks_and_does_not_read_is_closed() {
