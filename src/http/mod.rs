@@ -49,10 +49,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use axum::Router;
 use axum::error_handling::HandleErrorLayer;
-use axum::extract::State;
 use axum::http::Method;
-use axum::{Json, Router};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower::ServiceBuilder;
 use tower::limit::GlobalConcurrencyLimitLayer;
@@ -283,14 +282,10 @@ fn admin_doors() -> Doors {
     health()
         .merge(operating())
         .merge(measuring())
-        .plain(Needs::Contract, Method::GET, "/openapi.json", admin_openapi)
+        .plain(Needs::Contract, Method::GET, "/openapi.json", openapi::admin)
         .plain(Needs::Metrics, Method::GET, "/metrics", admin::metrics)
         .plain(Needs::Scope(Scope::Admin), Method::POST, "/v1/ledger/backup", admin::backup)
         .plain(Needs::Scope(Scope::Admin), Method::POST, "/v1/ledger/rotate-keys", admin::rotate_keys)
-}
-
-async fn admin_openapi(State(shared): State<Shared>) -> Json<utoipa::openapi::OpenApi> {
-    Json(if shared.gate.is_some() { admin_contract() } else { access::open(admin_contract()) })
 }
 
 /// Runs `work` on the threads for batches and other long work.

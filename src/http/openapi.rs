@@ -1,7 +1,7 @@
 //! The contract. The committed one, `openapi/mainstay.yaml`, is generated from the handlers and knows no model; the one that a
 //! running server gives also has a path and a schema for every model in service, so that a client can be generated from it.
 
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use axum::body::{Body, Bytes};
 use axum::extract::State;
@@ -10,7 +10,7 @@ use axum::http::header::{CONTENT_TYPE, HeaderValue};
 use serde_json::{Map, Value, json};
 use utoipa::OpenApi;
 
-use super::Shared;
+use super::{Shared, access};
 use crate::domain::bundle::card::Card;
 use crate::domain::bundle::feature::{Feature, Kind, Missing, Scalar, Unknown};
 use crate::domain::policy::condition::{self, Domain};
@@ -57,14 +57,19 @@ pub(super) struct Admin;
 #[openapi()]
 pub(super) struct Nothing;
 
-/// The contract as text, and what was in service when it was written. To write it takes longer than many decisions, and anybody may ask for it.
+/// Both contracts as text. To write one takes longer than many decisions, and anybody may ask for it.
 #[derive(Default)]
-pub(super) struct Written(Mutex<Option<(Weak<Catalogue>, Bytes)>>);
+pub(super) struct Written {
+    /// That of the data plane, and what was in service when it was written.
+    data: Mutex<Option<(Weak<Catalogue>, Bytes)>>,
+    /// That of the admin plane: nothing in it changes while the service runs.
+    admin: OnceLock<Bytes>,
+}
 
 impl Written {
     /// The text for `catalogue`, written now if it is of another one. It does not keep models in memory.
     fn of(&self, catalogue: &Arc<Catalogue>, write: impl FnOnce() -> Vec<u8>) -> Bytes {
-        let mut written = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut written = self.data.lock().unwrap_or_else(PoisonError::into_inner);
         match &*written {
             Some((of, text)) if std::ptr::eq(of.as_ptr(), Arc::as_ptr(catalogue)) => text.clone(),
             _ => {
@@ -79,7 +84,20 @@ impl Written {
 /// `GET /openapi.json`: the contract of this server as it stands.
 pub(super) async fn openapi(State(shared): State<Shared>) -> Response<Body> {
     let catalogue = shared.engine.catalogue();
-    let text = shared.written.of(&catalogue, || with_models(&shared.contract, &catalogue).to_string().into_bytes());
+    answer(shared.written.of(&catalogue, || with_models(&shared.contract, &catalogue).to_string().into_bytes()))
+}
+
+/// `GET /openapi.json` of the admin plane.
+pub(super) async fn admin(State(shared): State<Shared>) -> Response<Body> {
+    let write = || {
+        let contract = super::admin_contract();
+        let contract = if shared.gate.is_some() { contract } else { access::open(contract) };
+        Bytes::from(serde_json::to_vec(&contract).unwrap_or_default())
+    };
+    answer(shared.written.admin.get_or_init(write).clone())
+}
+
+fn answer(text: Bytes) -> Response<Body> {
     let mut response = Response::new(Body::from(text));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(super::extract::JSON));
     response

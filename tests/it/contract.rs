@@ -31,6 +31,14 @@ async fn the_served_contract_has_every_feature_of_every_model() {
 }
 
 #[tokio::test]
+async fn the_admin_plane_serves_its_own_contract() {
+    let contract = shared().get_admin("/openapi.json").await;
+    assert_eq!((contract.status, contract.header("content-type")), (200, "application/json"));
+    assert!(contract.json()["paths"]["/v1/slots"].is_object(), "{}", contract.text);
+    assert_eq!(shared().get_admin("/openapi.json").await.text, contract.text);
+}
+
+#[tokio::test]
 async fn the_example_of_the_contract_is_answered() {
     let contract = shared().get("/openapi.json").await.json();
     for (path, schema) in [("/v1/score", "Customer.telco-churn"), ("/v1/models/mlc-churn/score", "Customer.mlc-churn")]
