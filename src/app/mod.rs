@@ -30,7 +30,7 @@ const ADMIN_THREADS: usize = 4;
 const ADMIN_CONNECTIONS_MAX: usize = 128;
 /// Descriptors that are kept for the admin plane, the ledger and its readers, models and files, where there are enough.
 const DESCRIPTORS_KEPT: usize = ADMIN_CONNECTIONS_MAX + 128;
-/// The niceness of threads that do batches: far behind those that answer single customers.
+/// The niceness of threads that do batches, or score by a slow model: far behind those that answer single customers.
 const BATCH_NICE: i32 = 10;
 /// The niceness of the shadow: the last of all.
 const SHADOW_NICE: i32 = 19;
@@ -82,7 +82,8 @@ impl App {
         let (limits, share) = (config.limits.clone(), config.log.request_share);
         let shared = Shared::new(engine.clone(), limits, share, runtime.build_info(), access.clone());
 
-        let batches = config.limits.batches_max;
+        let limits = &config.limits;
+        let (batches, nice) = (limits.batches_max, limits.nice(BATCH_NICE));
         let data = bind("http.listen", config.http.listen, http_tls)?;
         let admin = bind("admin.listen", config.admin.listen, admin_tls)?;
         // The admin plane answers while the data plane is saturated: a thread and a runtime of its own.
@@ -97,7 +98,7 @@ impl App {
             ServerOptions { connections_max: connections(config.server.connections_max), ..config.server.clone() };
         let admin = Server::start("admin", admin, http::admin_plane(&shared), &alone, ADMIN_THREADS, None, &metrics)
             .context("cannot start the admin plane")?;
-        let data = Server::start("http", data, http::data_plane(&shared), &many, batches, Some(BATCH_NICE), &metrics)
+        let data = Server::start("http", data, http::data_plane(&shared), &many, batches, Some(nice), &metrics)
             .context("cannot start the data plane")?;
         tracing::info!(
             http = %data.address(),
@@ -107,8 +108,9 @@ impl App {
             version = env!("CARGO_PKG_VERSION"),
             "ready"
         );
-        let behind = behind(&engine, &tls, access.clone()).context("cannot start a thread")?;
-        let asking = config.retraining.is_on().then(|| ask_for_models(&engine)).transpose();
+        let nice = limits.nice(SHADOW_NICE);
+        let behind = behind(&engine, nice, &tls, access.clone()).context("cannot start a thread")?;
+        let asking = config.retraining.is_on().then(|| ask_for_models(&engine, nice)).transpose();
         let asking = asking.context("cannot start a thread")?;
         Ok(Self { config, shared, engine, metrics, access, data, admin, tls, behind, asking })
     }
@@ -160,26 +162,22 @@ impl App {
 
 /// The threads that work behind the answers: one looks at rollouts, one is their shadow, one measures what came of decisions, and one each
 /// looks at certificates and at who may call, where there are any: an issuer that takes its time must not hold up a certificate. Shadow and
-/// measures give way to everything else.
+/// measures give way to everything else, by `nice`.
 fn behind(
     engine: &Arc<Engine>,
+    nice: i32,
     tls: &[Arc<Tls>],
     access: Option<Arc<Access>>,
 ) -> std::io::Result<Vec<std::thread::JoinHandle<()>>> {
-    let (looks, shadow) = (engine.clone(), engine.clone());
+    let (looks, shadow, insight) = (engine.clone(), engine.clone(), engine.clone());
     let look = every(TICK, "mainstay-rollouts", engine, move || looks.tick())?;
-    let shadow = std::thread::Builder::new().name("mainstay-shadow".to_owned()).spawn(move || {
-        http::give_way(SHADOW_NICE);
-        while !shadow.is_closing() {
-            let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| shadow.run_shadow()));
-        }
+    let shadow = every(Duration::ZERO, "mainstay-shadow", engine, move || {
+        http::give_way(nice);
+        shadow.run_shadow();
     })?;
-    let insight = engine.clone();
-    let insight = std::thread::Builder::new().name("mainstay-insight".to_owned()).spawn(move || {
-        http::give_way(SHADOW_NICE);
-        while !insight.is_closing() {
-            let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| insight.run_insight()));
-        }
+    let insight = every(Duration::ZERO, "mainstay-insight", engine, move || {
+        http::give_way(nice);
+        insight.run_insight();
     })?;
     let mut threads = vec![look, shadow, insight];
     if !tls.is_empty() {
@@ -193,10 +191,10 @@ fn behind(
 }
 
 /// The thread that asks for new models. It may wait for a receiver, and so nobody waits for it.
-fn ask_for_models(engine: &Arc<Engine>) -> std::io::Result<std::thread::JoinHandle<()>> {
+fn ask_for_models(engine: &Arc<Engine>, nice: i32) -> std::io::Result<std::thread::JoinHandle<()>> {
     let engine = engine.clone();
     std::thread::Builder::new().name("mainstay-retraining".to_owned()).spawn(move || {
-        http::give_way(SHADOW_NICE);
+        http::give_way(nice);
         while !engine.is_closing() {
             let asked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| engine.run_retraining()));
             if asked.is_ok() {
@@ -286,6 +284,7 @@ pub fn setup(
             wait_ms_max: config.models.turn_wait_ms_max,
             // Of the places for requests in flight the customers of other models are to have most.
             waiting_max: config.limits.in_flight_max.div_ceil(4),
+            nice: config.limits.nice(BATCH_NICE),
         }),
     };
     let entry = |entry: &Serve| -> Result<Entry, PolicyError> {

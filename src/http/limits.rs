@@ -1,10 +1,11 @@
-//! The settings `limits.*`: what one request may be, and how many may be answered at a time. Whoever is bound by one enforces it.
+//! The settings `limits.*`: what one request may be, how many may be answered at a time, and how far work gives way. Whoever is bound by one
+//! enforces it.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// Bounds of what one request may be and how many may be answered at a time.
+/// Bounds of what one request may be, how many may be answered at a time, and how far work gives way.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Limits {
@@ -24,6 +25,8 @@ pub struct Limits {
     pub batch_rows_max: usize,
     /// The largest body of a JSON batch, message in columns, and all dictionaries of a stream, in bytes.
     pub batch_body_bytes_max: usize,
+    /// The most by which a thread gives way to others of the machine, as a niceness of 0 to 19.
+    pub nice_max: i32,
 }
 
 impl Limits {
@@ -44,7 +47,15 @@ impl Limits {
                 problems.push((key, format!("expected 1 to {max}")));
             }
         }
+        if !(0..=19).contains(&self.nice_max) {
+            problems.push(("nice_max", "expected 0 to 19".to_owned()));
+        }
         problems
+    }
+
+    /// How far a thread gives way that would by a niceness of `nice`.
+    pub fn nice(&self, nice: i32) -> i32 {
+        nice.min(self.nice_max)
     }
 
     /// How long a body may take to arrive, and the next whole row of a stream.

@@ -317,7 +317,7 @@ async fn long<T: Send + 'static>(shared: &Shared, work: impl FnOnce() -> T + Sen
             "other models are being loaded, or decisions made again; try again after a second",
         )
     })?;
-    apart(permit, work).await
+    apart(shared, permit, work).await
 }
 
 /// Carries out a verb of an operator. One that takes long must not keep a thread of those for short work, of which there are few: what goes back
@@ -337,18 +337,20 @@ async fn measure<T: Send + 'static>(
 ) -> Result<T, Problem> {
     let permit = tokio::time::timeout(MEASURE_WAIT_MAX, shared.measures.clone().acquire_owned()).await;
     let busy = || Problem::new(Code::Overloaded, "too much is being measured; try again after a second");
-    apart(permit.map_err(|_| busy())?.map_err(|_| busy())?, work).await?
+    apart(shared, permit.map_err(|_| busy())?.map_err(|_| busy())?, work).await?
 }
 
 /// Runs `work` on a low-priority thread of its own, with its `permit`.
 async fn apart<T: Send + 'static>(
+    shared: &Shared,
     permit: OwnedSemaphorePermit,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Problem> {
     let failed = || Problem::new(Code::Internal, "the request could not be answered");
     let (reply, answer) = tokio::sync::oneshot::channel();
+    let nice = shared.limits.nice(LONG_NICE);
     let thread = std::thread::Builder::new().name("mainstay-long".to_owned()).spawn(move || {
-        give_way(LONG_NICE);
+        give_way(nice);
         let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
         // Before the answer: who has it may ask for the next.
         drop(permit);

@@ -182,9 +182,11 @@ impl Server {
     }
 }
 
-/// Lets the calling thread give way, to those that answer single customers above all. On failure it is just as fast.
+/// Lets the calling thread give way, to those that answer single customers above all; by 0 it stays as it is. On failure it is just as fast.
 pub fn give_way(nice: i32) {
-    let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), nice);
+    if nice > 0 {
+        let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), nice);
+    }
 }
 
 /// An open connection on its way to a worker. Dropping it, wherever that happens, takes it out of the count.

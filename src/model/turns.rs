@@ -15,8 +15,6 @@ use super::probe::Pace;
 use super::uplift::Estimator;
 use crate::domain::bundle::uplift::Uplifts;
 
-/// How far its threads give way to those that answer by other models: as far as those of batches.
-const NICE: i32 = 10;
 /// Larger runs have to make a row cheaper by a tenth at least: all of them wait for the whole run.
 const WORTHWHILE: f64 = 0.9;
 
@@ -31,6 +29,8 @@ pub struct Options {
     pub wait_ms_max: u64,
     /// Rows that may wait, whatever the pace. At least 1.
     pub waiting_max: usize,
+    /// How far the threads give way to those that answer by other models, as a niceness.
+    pub nice: i32,
 }
 
 /// How single rows of a slow model are scored.
@@ -46,12 +46,14 @@ pub struct Plan {
     pub run_us: f64,
     /// How long the last one in the queue may have to wait, in microseconds.
     pub wait_us_max: f64,
+    /// How far its threads give way, as a niceness.
+    pub nice: i32,
 }
 
 impl Plan {
     /// How single rows are scored at this `pace`, and why; with none on the thread that asks.
     pub(super) fn choose(pace: &Pace, options: Option<Options>) -> (Option<Self>, String) {
-        let Some(Options { threads, inline_row_us_max, wait_ms_max, waiting_max }) = options else {
+        let Some(Options { threads, inline_row_us_max, wait_ms_max, waiting_max, nice }) = options else {
             return (None, "nobody else waits for the thread that asks".to_owned());
         };
         let alone = pace.runs_us[0];
@@ -73,6 +75,7 @@ impl Plan {
             waiting_max,
             run_us: row_us * run_rows as f64,
             wait_us_max: wait_ms_max as f64 * 1e3,
+            nice,
         };
         plan.waiting_max = plan.in_time(plan.run_us);
         let gain = match run_rows {
@@ -119,8 +122,10 @@ impl Turns {
             let (queue, evaluator, estimator) = (turns.queue.clone(), turns.evaluator.clone(), estimator.clone());
             let thread = std::thread::Builder::new().name(format!("mainstay-turn-{number}"));
             let thread = thread.spawn(move || {
-                // On failure it is just as right.
-                let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICE);
+                if plan.nice > 0 {
+                    // On failure it is just as right.
+                    let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), plan.nice);
+                }
                 while let Some(rows) = queue.take() {
                     let (begun, is_whole) = (Instant::now(), rows.len() == plan.run_rows);
                     // Who waits for a run that panics is told by its reply being gone; the next ones have a thread all the same.
@@ -315,9 +320,10 @@ mod tests {
     use crate::domain::evaluator;
     use crate::domain::reason::linear::Linear;
 
-    const OPTIONS: Options = Options { threads: 2, inline_row_us_max: 250, wait_ms_max: 100, waiting_max: 4_096 };
+    const OPTIONS: Options =
+        Options { threads: 2, inline_row_us_max: 250, wait_ms_max: 100, waiting_max: 4_096, nice: 0 };
 
-    const PLAN: Plan = Plan { threads: 2, run_rows: 8, waiting_max: 8, run_us: 1.0, wait_us_max: 1e6 };
+    const PLAN: Plan = Plan { threads: 2, run_rows: 8, waiting_max: 8, run_us: 1.0, wait_us_max: 1e6, nice: 0 };
 
     fn plan(runs_us: [f64; 3], rows_alike: bool) -> (Option<Plan>, String) {
         Plan::choose(&Pace { runs_us, rows_alike }, Some(OPTIONS))
@@ -376,7 +382,7 @@ mod tests {
     /// As many may wait as are scored in time at the pace of now.
     #[test]
     fn the_queue_is_shorter_while_runs_take_longer() {
-        let plan = Plan { threads: 2, run_rows: 4, waiting_max: 80, run_us: 10_000.0, wait_us_max: 100_000.0 };
+        let plan = Plan { threads: 2, run_rows: 4, waiting_max: 80, run_us: 10_000.0, wait_us_max: 100_000.0, ..PLAN };
         let queue = Queue::new(plan);
         let admitted = || {
             let (rows, _answers): (Vec<Row>, Vec<_>) = (0..200).map(|at| row(at as f32)).unzip();

@@ -80,7 +80,7 @@ async fn the_page_needs_nothing_from_elsewhere() {
 /// A request whose head and half of whose body have come is in flight: it is answered, although the service is told to stop.
 #[tokio::test]
 async fn a_stop_lets_requests_in_flight_end() {
-    let mut service = Service::start(&["drain.delay_ms=300"]);
+    let mut service = Service::start(&["drain.delay_ms=2000"]);
     let body = customer().to_string();
     let (first, second) = body.split_at(body.len() / 2);
     let head = format!(

@@ -140,12 +140,14 @@ async fn a_customer_can_see_everything_and_be_erased_and_the_chain_still_verifie
 async fn who_asks_one_after_the_other_does_not_wait_for_company() {
     let service = Service::start(&["ledger.commit_interval_us=100000"]);
     decide(&service, &customer()).await;
-    let begun = std::time::Instant::now();
+    // Each would wait for a tenth of a second; on a busy machine some take as long by themselves.
+    let mut quickest = std::time::Duration::MAX;
     for _ in 0..30 {
+        let begun = std::time::Instant::now();
         decide(&service, &customer()).await;
+        quickest = quickest.min(begun.elapsed());
     }
-    // Each would wait for a tenth of a second.
-    assert!(begun.elapsed() < std::time::Duration::from_millis(2_900), "{:?}", begun.elapsed());
+    assert!(quickest < std::time::Duration::from_millis(100), "{quickest:?}");
 }
 
 #[tokio::test]

@@ -59,7 +59,7 @@ fn a_body_that_stalls_is_given_up() {
 /// Bytes that come again and again are not yet a row.
 #[test]
 fn a_stream_that_drips_is_given_up_and_one_of_whole_lines_is_not() {
-    let service = Service::start(&["limits.body_timeout_ms=200"]);
+    let service = Service::start(&["limits.body_timeout_ms=600"]);
     let head = "POST /v1/score/batch HTTP/1.1\r\nhost: x\r\ncontent-type: application/x-ndjson\r\ncontent-length: 60\r\nconnection: close\r\n\r\n";
     let drip = |byte: &[u8]| {
         let mut stream = service.connect();
@@ -77,7 +77,7 @@ fn a_stream_that_drips_is_given_up_and_one_of_whole_lines_is_not() {
         }
         text
     };
-    assert!(drip(b"x").contains("request_timeout"), "six times as long as a row may take");
+    assert!(drip(b"x").contains("request_timeout"), "twice as long as a row may take");
     let text = drip(b"\n");
     assert!(text.starts_with("HTTP/1.1 200 ") && !text.contains("request_timeout"), "{text}");
 }
@@ -108,7 +108,7 @@ fn a_beginning_that_fits_both_versions_and_stalls_is_given_up() {
     for address in [service.data, service.admin] {
         for begun in ["P", "PRI * HT", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r"] {
             let mut stream = TcpStream::connect(address).expect("a connection");
-            stream.set_read_timeout(Some(Duration::from_secs(5))).expect("a timeout");
+            stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout");
             stream.write_all(begun.as_bytes()).expect("written");
             assert_eq!(read_to_end(&mut stream), "", "{begun:?}");
         }
@@ -117,14 +117,14 @@ fn a_beginning_that_fits_both_versions_and_stalls_is_given_up() {
 
 #[test]
 fn a_beginning_that_stalls_does_not_hold_up_a_stop() {
-    let mut service = Service::start(&[]);
+    let mut service = Service::start(&["drain.timeout_ms=60000"]);
     let mut streams = [service.connect(), service.connect()];
     for (stream, begun) in streams.iter_mut().zip(["P", "PRI * HT"]) {
         stream.write_all(begun.as_bytes()).expect("written");
     }
     let begun = Instant::now();
     service.wait();
-    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
 }
 
 /// What was read to tell the version is not lost to whoever serves it.

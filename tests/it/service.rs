@@ -30,11 +30,20 @@ pub(crate) fn shared() -> &'static Service {
     &SERVICE
 }
 
-/// The configuration of the tests: defaults, the environment, free ports, nothing refused for a queue, and `overrides` as `KEY=VALUE`.
+/// The configuration of the tests: defaults, the environment, free ports, nothing that follows from what else the machine does, and `overrides`
+/// as `KEY=VALUE`.
 pub(crate) fn config(overrides: &[&str]) -> Result<Config, mainstay::config::Error> {
-    // A machine that is busy with other tests is no overload: who tests that says so.
-    let ports = ["http.listen=127.0.0.1:0", "admin.listen=127.0.0.1:0", "server.queue_target_ms=0"];
-    let flags = ports.iter().chain(overrides).map(|flag| (*flag).to_owned()).collect();
+    let own = [
+        "http.listen=127.0.0.1:0",
+        "admin.listen=127.0.0.1:0",
+        // A machine that is busy with other tests is no overload: who tests that says so.
+        "server.queue_target_ms=0",
+        // The shadow and the measures, for which tests wait, would get a hundredth of a processor beside those.
+        "limits.nice_max=0",
+        // And a row may have to wait for its turn.
+        "models.probe_row_p99_us_max=30000000",
+    ];
+    let flags = own.iter().chain(overrides).map(|flag| (*flag).to_owned()).collect();
     Config::load(&Sources::of_process(None, flags))
 }
 
@@ -168,14 +177,14 @@ pub(crate) async fn send(method: Method, url: String, headers: &[(&str, &str)], 
     Answer { status, headers, text: response.text().await.expect("text") }
 }
 
-/// Asks until the answer is yes; fails after half a minute, so that a wrong answer is not a test that hangs.
+/// Asks until the answer is yes; fails after two minutes, which a busy machine may need, so that a wrong answer is not a test that hangs.
 pub(crate) async fn until(condition: impl AsyncFn() -> bool) {
     let asked = async {
         while !condition().await {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(30), asked).await.expect("it did not come about");
+    tokio::time::timeout(Duration::from_secs(120), asked).await.expect("it did not come about");
 }
 
 /// Writes `text` on a fresh connection and reads until the other side closes it.

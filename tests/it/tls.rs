@@ -376,7 +376,7 @@ fn a_certificate_that_is_about_to_expire_is_told() {
 #[tokio::test]
 async fn a_slow_handshake_is_cut_and_hurts_nobody() {
     let authority = Authority::new();
-    let limits = ["server.handshake_timeout_ms=400".to_owned(), "server.workers=1".to_owned()];
+    let limits = ["server.handshake_timeout_ms=1500".to_owned(), "server.workers=1".to_owned()];
     let service = start(&[authority.settings("http"), limits.to_vec()]);
     let client = authority.client(ALL, None);
     let slow: Vec<TcpStream> = (0..8).map(|_| service.connect()).collect();
@@ -411,7 +411,7 @@ async fn of_too_many_handshakes_the_slowest_gives_way() {
 #[tokio::test]
 async fn a_stop_lets_encrypted_requests_end() {
     let authority = Authority::new();
-    let mut service = start(&[authority.settings("http"), vec!["drain.delay_ms=100".to_owned()]]);
+    let mut service = start(&[authority.settings("http"), vec!["drain.timeout_ms=60000".to_owned()]]);
     let client = authority.client(ALL, None);
     let mut stream = client.connect(service.data).expect("a connection");
     let request = score();
@@ -427,7 +427,7 @@ async fn a_stop_lets_encrypted_requests_end() {
     assert_eq!(answer(&mut stream).expect("an answer"), 200);
     assert_eq!(stream.read(&mut [0; 8]).expect("a clean end of TLS, not a cut one"), 0);
     service.wait();
-    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
     drop((idle, shaking));
 }
 
@@ -441,7 +441,7 @@ fn a_beginning_that_stalls_behind_a_handshake_is_given_up() {
         client.alpn_protocols =
             [offered].iter().filter(|name| !name.is_empty()).map(|name| name.as_bytes().to_vec()).collect();
         let mut stream = Client(Arc::new(client)).connect(service.data).expect("a connection");
-        stream.sock.set_read_timeout(Some(Duration::from_secs(5))).expect("a timeout");
+        stream.sock.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout");
         stream.write_all(begun.as_bytes()).expect("written");
         let late = |error: &io::Error| matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
         let read = stream.read_to_end(&mut Vec::new());
