@@ -1,11 +1,16 @@
-//! How experiments stand, for whoever looks: as they are registered, and with their customers, which are counted in the ledger. What is
-//! done with them is in `experiments`.
+//! How experiments stand, for whoever looks: as they are registered, and with their customers, which are counted in the ledger, now and then
+//! for the metrics too. What is done with them is in `experiments`.
+
+use std::time::{Duration, Instant};
 
 use super::slots::Deck;
 use super::{Engine, Error};
-use crate::domain::policy::experiment::{self, Experiment, Group, HOLDOUT};
+use crate::domain::policy::experiment::{self, Experiment, Group, HOLDOUT, MISMATCH_FOUND};
 use crate::domain::policy::registry::Registered;
 use crate::ledger::Exposed;
+
+/// How many times as long as counting took there is none for the metrics: it reads up to millions of records.
+const REST: u32 = 100;
 
 /// How an experiment stands.
 #[derive(Debug, Clone)]
@@ -54,15 +59,35 @@ impl Engine {
     /// The same with its customers. Reads what is on record since its shares are what they are: seconds, where that is much.
     pub fn examine(&self, name: &str) -> Result<Examined, Error> {
         let examined = self.experiment(name)?;
-        let Examined { model, registered, .. } = &examined;
-        let counted = match (&self.ledger, &registered.started) {
-            (Some(ledger), Some(_)) => {
-                let exposed = ledger.exposed(model, name, registered.shares_since_ms as i64)?;
-                Some(Counted::new(&registered.experiment, &exposed))
-            }
-            _ => None,
-        };
+        let counted = self.counted(&examined.model, &examined.registered)?;
         Ok(Examined { counted, ..examined })
+    }
+
+    /// The customers of an experiment of `model` that has begun, where there is a ledger. Reads what is on record since its shares are what
+    /// they are.
+    fn counted(&self, model: &str, registered: &Registered) -> Result<Option<Counted>, Error> {
+        let Some((ledger, _)) = self.ledger.as_ref().zip(registered.started.as_ref()) else { return Ok(None) };
+        let exposed = ledger.exposed(model, &registered.experiment.name, registered.shares_since_ms as i64)?;
+        Ok(Some(Counted::new(&registered.experiment, &exposed)))
+    }
+
+    /// Puts into the metrics how many of the experiments that run on each model must not be trusted: how long to leave it at that.
+    pub(super) fn tell_shares(&self) -> Result<Duration, Error> {
+        let begun = Instant::now();
+        for deck in &self.decks {
+            let running: Vec<Registered> = deck.held().experiments.running().into_iter().cloned().collect();
+            let mut mismatched = 0;
+            for registered in running {
+                // A stop does not wait for the rest.
+                if self.is_closing() {
+                    return Ok(Duration::ZERO);
+                }
+                let counted = self.counted(&deck.name, &registered)?;
+                mismatched += usize::from(counted.is_some_and(|counted| counted.is_mismatched()));
+            }
+            self.metrics.experiments_mismatched(&deck.name, mismatched);
+        }
+        Ok(begun.elapsed() * REST)
     }
 }
 
@@ -75,5 +100,10 @@ impl Counted {
         let groups: Vec<(u64, f64)> =
             customers.iter().copied().zip(shares.map(|group| experiment.share(group))).collect();
         Self { mismatch: experiment::mismatch(&groups), customers, is_whole: exposed.is_whole }
+    }
+
+    /// Whether what the experiment shows must not be trusted.
+    pub fn is_mismatched(&self) -> bool {
+        self.mismatch >= MISMATCH_FOUND
     }
 }

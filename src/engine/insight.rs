@@ -177,6 +177,7 @@ impl Engine {
         let pause = Duration::from_secs(self.insight.options.refresh_secs);
         let mut next = Instant::now() + pause.min(Duration::from_secs(10));
         let (mut larger, mut renewed): (Option<Sample>, Option<Instant>) = (None, None);
+        let mut next_shares = next;
         while !self.is_closing() {
             match larger {
                 None => std::thread::park_timeout(next.saturating_duration_since(Instant::now())),
@@ -187,10 +188,14 @@ impl Engine {
                 continue;
             }
             self.tell_drift();
-            let measured = self.ledger.as_ref().map_or(Ok(()), |_| {
+            let measured: Result<(), Error> = self.ledger.as_ref().map_or(Ok(()), |_| {
                 while self.catch_up()? > 0 && !self.is_closing() {}
                 self.tell_effects();
-                self.tell_measures()
+                self.tell_measures()?;
+                if Instant::now() >= next_shares {
+                    next_shares = Instant::now() + self.tell_shares()?.max(pause);
+                }
+                Ok(())
             });
             if let Err(error) = measured {
                 tracing::warn!(cause = %error, "nothing could be measured");

@@ -4,7 +4,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::wire_records::time;
-use crate::domain::policy::experiment::{self, MISMATCH_FOUND, Treatment};
+use crate::domain::policy::experiment::{self, Treatment};
 use crate::domain::policy::registry::{Begin, Stamp};
 use crate::engine::{Examined, Moved};
 
@@ -190,7 +190,7 @@ impl From<Examined> for Experiment {
             ended: registered.ended.map(stamped),
             sample_ratio: counted.as_ref().map(|counted| SampleRatio {
                 e_value: counted.mismatch,
-                mismatch: counted.mismatch >= MISMATCH_FOUND,
+                mismatch: counted.is_mismatched(),
                 complete: counted.is_whole,
             }),
         }

@@ -1,4 +1,4 @@
-//! The metrics of what came of decisions: key figures, quality, drift and fairness as gauges, made every minute or so. Their labels are
+//! The metrics of what came of decisions: key figures, quality, drift, fairness and experiments as gauges, made every minute or so. Their labels are
 //! names of models, versions and features, never what a caller names.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,6 +19,7 @@ const DRIFT_LEVEL: &str = "mainstay_drift_level";
 const STALE: &str = "mainstay_features_stale_share";
 const PARITY: &str = "mainstay_fairness_parity_min";
 const UNFAIR: &str = "mainstay_fairness_groups_failed";
+const MISMATCHED: &str = "mainstay_experiments_mismatched";
 
 pub(super) fn describe() {
     describe_gauge!(KPI, "Key figure of a model, by name, with the ends of its interval; NaN where nothing is known");
@@ -32,6 +33,7 @@ pub(super) fn describe() {
     describe_gauge!(STALE, "Share of requests with features over a day old, of those that say how old they are");
     describe_gauge!(PARITY, "Least parity ratio of the groups of audits, by model");
     describe_gauge!(UNFAIR, "Groups of audits whose parity ratio is surely under 0.8, by model");
+    describe_gauge!(MISMATCHED, "Running experiments whose customers surely do not come in the shares of their groups");
 }
 
 /// What was told of each version: a series cannot be taken back, only set to what no alert goes by.
@@ -137,6 +139,11 @@ impl Metrics {
             gauge!(PARITY, "model" => model.to_owned()).set(parity_min.unwrap_or(f64::NAN));
             gauge!(UNFAIR, "model" => model.to_owned()).set(failed as f64);
         });
+    }
+
+    /// How many of the experiments that run on `model` must not be trusted. Their names are no labels: there will be ever more of them.
+    pub fn experiments_mismatched(&self, model: &str, count: usize) {
+        self.register(|| gauge!(MISMATCHED, "model" => model.to_owned()).set(count as f64));
     }
 }
 

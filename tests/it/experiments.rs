@@ -106,6 +106,35 @@ fn call_or_mail(share: f64, holdout: f64) -> Value {
     experiment("call-or-mail", json!({"arms": arms, "holdout": holdout}))
 }
 
+/// A caller who only sends the members of one arm on: whoever watches the metrics is told, until the experiment is stopped.
+#[tokio::test]
+async fn a_group_that_loses_its_customers_is_told() {
+    let service = Service::start(&["insight.refresh_secs=1"]);
+    let mismatched = async |count: usize| {
+        let line = format!("mainstay_experiments_mismatched{{model=\"telco-churn\"}} {count}");
+        until(async || service.get_admin("/metrics").await.text.lines().any(|found| found == line)).await;
+    };
+    done(&create(&service, &call_or_mail(0.2, 0.0)).await);
+    done(&act(&service, "call-or-mail", "start", json!({"why": "to know"})).await);
+    let decisions = decide(&service, 400).await;
+    mismatched(0).await;
+    // From here on its customers are counted anew, and those that it had are still there.
+    let change = json!({"experiment": call_or_mail(0.4, 0.0)});
+    done(&act(&service, "call-or-mail", "change", change).await);
+    let called: Vec<Value> = decisions
+        .iter()
+        .enumerate()
+        .filter(|(_, decision)| arm(decision) == "call")
+        .map(|(number, _)| named(&format!("C-{number}")))
+        .collect();
+    assert!(called.len() > 30, "{}", called.len());
+    assert_eq!(service.post("/v1/score/batch", &json!(called)).await.status, 200);
+    mismatched(1).await;
+    assert_eq!(show(&service, "call-or-mail").await["sample_ratio"]["mismatch"], true);
+    done(&act(&service, "call-or-mail", "stop", json!({})).await);
+    mismatched(0).await;
+}
+
 #[tokio::test]
 async fn groups_are_sticky_nested_on_record_and_come_back() {
     let directory = tempfile::tempdir().expect("a directory");
