@@ -153,19 +153,12 @@ impl Job {
     /// The answer to a whole JSON array.
     fn array(&self, body: Bytes, budget: Option<Money>, caller: &Caller) -> Result<(Vec<u8>, Timing), Problem> {
         let begun = Instant::now();
-        let rows: Vec<&RawValue> = serde_json::from_slice(&body).map_err(|error| match error.classify() {
-            serde_json::error::Category::Data => {
-                Problem::invalid(vec![Violation::new("", violation::Code::WrongType, "an array of customers")])
-            }
-            _ => json::malformed(&error).into(),
-        })?;
         let rows_max = self.shared.limits.batch_rows_max;
-        if rows.len() > rows_max {
-            return Err(Problem::new(
-                Code::TooManyRows,
-                format!("a batch may have {rows_max} rows; send more as NDJSON"),
-            ));
-        }
+        let too_many = || {
+            let detail = format!("a batch may have {rows_max} rows; send more as NDJSON");
+            Problem::new(Code::TooManyRows, detail)
+        };
+        let rows = json::rows(&body, rows_max)?.ok_or_else(too_many)?;
         let mut timing = Timing { parse: begun.elapsed(), ..Timing::default() };
         let mut text = Vec::with_capacity(32 + rows.len() * 448);
         text.extend_from_slice(b"{\"results\":[");

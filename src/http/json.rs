@@ -6,6 +6,7 @@ use std::cell::Cell;
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
 
 use crate::domain::record::{Entries, Record, Value};
 
@@ -16,6 +17,8 @@ pub(super) enum Error {
     Malformed(String),
     /// It has more levels than allowed.
     TooDeep,
+    /// It is something else than an array.
+    NoArray,
 }
 
 /// Reads `text`, which may have `depth_max` levels of arrays and objects.
@@ -29,8 +32,22 @@ pub(super) fn parse(text: &[u8], depth_max: usize) -> Result<Value<'_>, Error> {
     })
 }
 
+/// The rows of the array that `text` is, each as it was written; `None` where there are more than `rows_max`. No more than these are ever
+/// held: a row may be two bytes, and what is kept of it is sixteen.
+pub(super) fn rows(text: &[u8], rows_max: usize) -> Result<Option<Vec<&RawValue>>, Error> {
+    let too_many = Cell::new(false);
+    let mut deserializer = serde_json::Deserializer::from_slice(text);
+    let rows = deserializer.deserialize_seq(Rows { rows_max, too_many: &too_many });
+    match rows.and_then(|rows| deserializer.end().map(|()| rows)) {
+        Ok(rows) => Ok(Some(rows)),
+        Err(_) if too_many.get() => Ok(None),
+        Err(error) if error.is_data() => Err(Error::NoArray),
+        Err(error) => Err(malformed(&error)),
+    }
+}
+
 /// The error's reason and place. Only syntax errors can come here, and their text quotes nothing of the input.
-pub(super) fn malformed(error: &serde_json::Error) -> Error {
+fn malformed(error: &serde_json::Error) -> Error {
     Error::Malformed(error.to_string())
 }
 
@@ -230,6 +247,32 @@ impl<'de> Visitor<'de> for Key {
     }
 }
 
+/// Reads the rows of an array, and gives up at the first one too many.
+struct Rows<'s> {
+    rows_max: usize,
+    too_many: &'s Cell<bool>,
+}
+
+impl<'de> Visitor<'de> for Rows<'_> {
+    type Value = Vec<&'de RawValue>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an array")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut sequence: A) -> Result<Self::Value, A::Error> {
+        let mut rows = Vec::new();
+        while let Some(row) = sequence.next_element()? {
+            if rows.len() == self.rows_max {
+                self.too_many.set(true);
+                return Err(serde::de::Error::custom("too many rows"));
+            }
+            rows.push(row);
+        }
+        Ok(rows)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -269,6 +312,21 @@ mod tests {
         assert!(parse(b"[[[[]]]]", 4).is_ok());
         assert_eq!(parse(b"[[[[[]]]]]", 4), Err(Error::TooDeep));
         assert_eq!(parse("[".repeat(1_000_000).as_bytes(), 4), Err(Error::TooDeep));
+    }
+
+    #[test]
+    fn no_more_rows_are_held_than_there_may_be() {
+        let count = |text: &str, rows_max| rows(text.as_bytes(), rows_max).map(|rows| rows.map(|rows| rows.len()));
+        assert_eq!((count("[]", 1), count("[1, {\"a\": [2]}, \"x\"]", 3)), (Ok(Some(0)), Ok(Some(3))));
+        assert_eq!(count("[1, 2, 3]", 2), Ok(None));
+        // What stands behind the row that is one too many is not looked at.
+        assert_eq!(count("[1, 2, 3 and whatever", 2), Ok(None));
+        for text in ["{}", "7", "null", "\"x\""] {
+            assert_eq!(count(text, 2), Err(Error::NoArray), "{text}");
+        }
+        for text in ["", "[", "[1 2]", "[1,]", "[1] [2]", "[{]"] {
+            assert!(matches!(count(text, 9), Err(Error::Malformed(_))), "{text}");
+        }
     }
 
     #[test]

@@ -5,7 +5,6 @@ use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::header::{CONTENT_TYPE, HeaderValue};
 use axum::http::{HeaderMap, Response};
-use serde_json::value::RawValue;
 
 use super::deadline::{self, Caller, Deadline};
 use super::problem::{self, Code, Problem};
@@ -80,11 +79,9 @@ impl Job {
     /// Each row in its place. When the ledger fails, or the caller does not wait any more, the whole request does: sent again, what is on
     /// record by then is told as such.
     fn many(&self, body: &Bytes, caller: &Caller) -> Result<Vec<u8>, Problem> {
-        let rows: Vec<&RawValue> = serde_json::from_slice(body).map_err(|error| json::malformed(&error))?;
         let rows_max = self.shared.limits.batch_rows_max;
-        if rows.len() > rows_max {
-            return Err(Problem::new(Code::TooManyRows, format!("an array may have {rows_max} outcomes")));
-        }
+        let too_many = || Problem::new(Code::TooManyRows, format!("an array may have {rows_max} outcomes"));
+        let rows = json::rows(body, rows_max)?.ok_or_else(too_many)?;
         let mut text = Vec::with_capacity(32 + rows.len() * 80);
         text.extend_from_slice(b"{\"results\":[");
         for rows in rows.chunks(GROUP_ROWS) {

@@ -13,7 +13,7 @@ use utoipa::ToSchema;
 
 use super::json;
 use crate::domain::rollout::moves::Illegal;
-use crate::domain::violation::Violation;
+use crate::domain::violation::{self, Violation};
 use crate::engine;
 use crate::model;
 use crate::telemetry::Metrics;
@@ -275,7 +275,6 @@ impl From<PathRejection> for Problem {
 
 impl From<QueryRejection> for Problem {
     fn from(rejection: QueryRejection) -> Self {
-        use crate::domain::violation;
         // The text of the rejection could quote a value.
         let _ = rejection;
         let expected = "the query parameters that the contract lists, each once and of its type";
@@ -290,6 +289,7 @@ impl From<json::Error> for Problem {
             json::Error::TooDeep => {
                 Problem::new(Code::TooDeep, "objects and arrays are nested deeper than the contract allows")
             }
+            json::Error::NoArray => Problem::invalid(vec![Violation::new("", violation::Code::WrongType, "an array")]),
         }
     }
 }

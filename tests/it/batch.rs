@@ -65,6 +65,11 @@ async fn the_number_of_rows_and_the_size_of_one_are_bounded() {
         Service::start(&["limits.batch_rows_max=2", "limits.body_bytes_max=1000", "limits.batch_body_bytes_max=5000"]);
     let answer = service.post("/v1/score/batch", &json!([1, 2, 3])).await;
     assert_eq!((answer.status, answer.code().as_str()), (413, "too_many_rows"));
+    // The rest of it is not even looked at: rows that are not held cannot be too many to be held.
+    for path in ["/v1/score/batch", "/v1/outcomes"] {
+        let answer = service.post_raw(path, &[("content-type", "application/json")], "[1,2,3,and so on").await;
+        assert_eq!((answer.status, answer.code().as_str()), (413, "too_many_rows"), "{path}");
+    }
     let answer = service.post("/v1/score/batch", &json!([{"customer_id": "x".repeat(1_000)}, customer()])).await;
     let results = results(&answer);
     assert_eq!((results[0]["code"].as_str(), results[1]["tier"].as_str()), (Some("body_too_large"), Some("medium")));
