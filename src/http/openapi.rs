@@ -131,8 +131,10 @@ fn with_models(contract: &utoipa::openapi::OpenApi, catalogue: &Catalogue) -> Va
                 id.name.replace(['-', '.'], "_")
             )
             .into();
-            operation.as_object_mut().and_then(|operation| operation.remove("parameters"));
-            // The model is in service: the path cannot be unknown.
+            // The model is in service: it is no parameter, and the path cannot be unknown.
+            if let Some(parameters) = operation["parameters"].as_array_mut() {
+                parameters.retain(|parameter| parameter["name"] != "model");
+            }
             operation["responses"].as_object_mut().and_then(|responses| responses.remove("404"));
             operation["requestBody"]["content"]["application/json"]["schema"] = body.clone();
             if position == 0 {

@@ -24,7 +24,17 @@ async fn the_served_contract_has_every_feature_of_every_model() {
             let name = feature["name"].as_str().expect("a name");
             assert!(schema["properties"][name]["type"] != Value::Null, "{model}: {name}");
         }
-        assert!(contract["paths"][format!("/v1/models/{model}/score")]["post"].is_object());
+        // What can be asked of any model can be asked of this one by its name.
+        for path in ["score", "score/batch"] {
+            let parameters = |path: String| {
+                let parameters = contract["paths"][&path]["post"]["parameters"].as_array();
+                let parameters = parameters.unwrap_or_else(|| panic!("parameters of {path}")).iter();
+                parameters.map(|parameter| parameter["name"].to_string()).collect::<Vec<_>>()
+            };
+            let own = parameters(format!("/v1/models/{model}/{path}"));
+            assert_eq!(own, parameters(format!("/v1/{path}")));
+            assert!(own.len() >= 3, "{own:?}");
+        }
     }
     let default = &contract["paths"]["/v1/score"]["post"]["requestBody"]["content"]["application/json"]["schema"];
     assert_eq!(default, &json!({"$ref": "#/components/schemas/Customer.telco-churn"}));
