@@ -69,13 +69,22 @@ impl Violation {
     }
 }
 
-/// `parent` with one more token, escaped after RFC 6901, section 3 (`~` is `~0`, `/` is `~1`).
+/// The characters that a pointer shows of one name. No name that is known is longer; one that nobody knows may be as long as a body, and
+/// must not come back once for each of its violations.
+const TOKEN_CHARS_MAX: usize = 128;
+
+/// `parent` with one more token, escaped after RFC 6901, section 3 (`~` is `~0`, `/` is `~1`). Of a token of more than 128 characters it
+/// has the first ones, and `…`.
 pub fn pointer(parent: &str, token: &str) -> String {
-    let mut path = String::with_capacity(parent.len() + token.len() + 1);
+    let mut path = String::with_capacity(parent.len() + token.len().min(TOKEN_CHARS_MAX) + 4);
     path.push_str(parent);
     path.push('/');
-    for character in token.chars() {
+    for (at, character) in token.chars().enumerate() {
         match character {
+            _ if at == TOKEN_CHARS_MAX => {
+                path.push('…');
+                break;
+            }
             '~' => path.push_str("~0"),
             '/' => path.push_str("~1"),
             other => path.push(other),
@@ -91,5 +100,12 @@ mod tests {
     #[test]
     fn pointers_are_escaped() {
         assert_eq!(pointer("/features", "a/b~c"), "/features/a~1b~0c");
+    }
+
+    #[test]
+    fn of_a_long_name_the_beginning_is_shown() {
+        let name = "ä".repeat(TOKEN_CHARS_MAX);
+        assert_eq!(pointer("", &name), format!("/{name}"));
+        assert_eq!(pointer("", &format!("{name}{name}")), format!("/{name}…"));
     }
 }

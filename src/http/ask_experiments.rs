@@ -192,14 +192,15 @@ impl Reader {
             }
         };
         for (key, value) in entries {
-            let here = pointer(place, &key);
             match known.iter().position(|known| *known == key) {
+                Some(at) if fields[at].is_none() => fields[at] = Some(value),
+                // No more are told of: what is not listed need not be made up.
+                _ if self.violations.len() >= LISTED_MAX => {}
+                Some(_) => self.wrong(&pointer(place, &key), Code::Duplicate, "one value"),
                 None => {
-                    let violation = Violation::new(here, Code::UnknownName, known.join(", "));
+                    let violation = Violation::new(pointer(place, &key), Code::UnknownName, known.join(", "));
                     self.violations.push(violation.or_nearest(nearest(&key, known)));
                 }
-                Some(at) if fields[at].is_some() => self.wrong(&here, Code::Duplicate, "one value"),
-                Some(at) => fields[at] = Some(value),
             }
         }
         fields

@@ -177,7 +177,7 @@ pub(super) fn context_violations(context: &Entries, violations: &mut Vec<Violati
         violations.push(Violation::new("/context", violation::Code::TooMany, expected));
         return;
     }
-    repeated(context, "/context", violations);
+    repeated(context, &|| "/context".to_owned(), violations);
     violations.extend(audit_violations(context));
     violations.extend(features_at(context).err());
 }
@@ -193,16 +193,20 @@ fn entries<'a>(value: Option<Value<'a>>, place: &str, required: bool, violations
     Entries::new()
 }
 
-/// Tells of every repeated key of `entries` and of the objects in them; the features are judged by their schema.
-fn repeated(entries: &Entries, place: &str, violations: &mut Vec<Violation>) {
+/// Tells of every repeated key of `entries` and of the objects in them; the features are judged by their schema. `place` is only asked where
+/// there is something to tell: a name may be as long as a body, and have thousands of others below it.
+fn repeated(entries: &Entries, place: &dyn Fn() -> String, violations: &mut Vec<Violation>) {
     let mut seen = HashSet::new();
     for (key, value) in entries {
-        let here = pointer(place, key);
+        if violations.len() >= LISTED_MAX {
+            return;
+        }
+        let here = || pointer(&place(), key);
         if let Value::Map(inner) = value {
             repeated(inner, &here, violations);
         }
-        if !seen.insert(key) && violations.len() < LISTED_MAX {
-            violations.push(Violation::new(here, violation::Code::Duplicate, "one value"));
+        if !seen.insert(key) {
+            violations.push(Violation::new(here(), violation::Code::Duplicate, "one value"));
         }
     }
 }

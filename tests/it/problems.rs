@@ -98,6 +98,20 @@ async fn a_repeated_key_is_told_at_every_level() {
     }
 }
 
+/// A name of half a body is not copied for each of thousands of names below it, nor told with each of a hundred violations.
+#[tokio::test]
+async fn of_a_long_name_only_the_beginning_comes_back() {
+    let (name, below) = ("k".repeat(32_000), ["\"\":1"; 5_000].join(","));
+    let body = format!("{{\"customer_id\":\"a\",\"features\":{{}},\"context\":{{\"{name}\":{{{below}}}}}}}");
+    let answer = shared().post_raw("/v1/score", &JSON, body).await;
+    let problem = answer.json();
+    let errors = problem["errors"].as_array().expect("errors");
+    assert_eq!((answer.status, errors.len()), (422, 100));
+    let pointer = errors[0]["pointer"].as_str().expect("a pointer");
+    assert!(pointer.starts_with("/context/kkk") && pointer.ends_with("k…/"), "{pointer}");
+    assert!(answer.text.len() < 40_000, "{} bytes", answer.text.len());
+}
+
 #[tokio::test]
 async fn what_is_not_json_is_told_with_its_place() {
     for body in

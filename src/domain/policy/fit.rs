@@ -230,16 +230,16 @@ impl Bound {
 /// What is wrong with the groups of a customer that only audits look at: `context.audit`, an object of texts. Nobody decides by it.
 pub fn audit_violations(context: &Entries) -> Vec<Violation> {
     let Some((_, audit)) = context.iter().find(|(name, _)| name == AUDIT) else { return Vec::new() };
-    let place = pointer("/context", AUDIT);
+    let place = || pointer("/context", AUDIT);
     match audit {
         Value::Null => Vec::new(),
         Value::Map(groups) if groups.len() > AUDIT_MAX => {
-            vec![Violation::new(place, Code::TooMany, format!("at most {AUDIT_MAX} entries"))]
+            vec![Violation::new(place(), Code::TooMany, format!("at most {AUDIT_MAX} entries"))]
         }
-        // A name that is too long is told without it: a pointer to it would be as long.
+        // A name that is too long is told without it: a pointer would have its beginning alone.
         Value::Map(groups) if groups.iter().any(|(name, _)| name.chars().count() > AUDIT_VALUE_MAX) => {
             let expected = format!("names of at most {AUDIT_VALUE_MAX} characters");
-            vec![Violation::new(place, Code::OutOfRange, expected)]
+            vec![Violation::new(place(), Code::OutOfRange, expected)]
         }
         Value::Map(groups) => groups
             .iter()
@@ -250,10 +250,10 @@ pub fn audit_violations(context: &Entries) -> Vec<Violation> {
                     _ => Code::WrongType,
                 };
                 let expected = format!("a string of at most {AUDIT_VALUE_MAX} characters");
-                Some(Violation::new(pointer(&place, name), code, expected))
+                Some(Violation::new(pointer(&place(), name), code, expected))
             })
             .collect(),
-        _ => vec![Violation::new(place, Code::WrongType, "an object of strings")],
+        _ => vec![Violation::new(place(), Code::WrongType, "an object of strings")],
     }
 }
 
