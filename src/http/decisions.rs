@@ -109,7 +109,7 @@ pub(super) async fn decision(
     let found = reading(&shared, deadline, move || Ok(engine.decision_of_record(id)?)).await?;
     found
         .map(|found| Json(DecisionRecord::from(found)))
-        .ok_or_else(|| Problem::new(Code::NotFound, "no such decision is on record"))
+        .ok_or_else(|| Problem::new(Code::UnknownDecision, "no decision with this id is on record"))
 }
 
 /// List the decisions on a customer

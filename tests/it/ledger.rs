@@ -49,7 +49,7 @@ async fn an_answered_decision_is_on_record() {
     assert_eq!(recorded["action"], answered["intervention"]["action"]);
     assert_eq!(recorded["model"]["version"], answered["model"]["version"]);
     assert_eq!(recorded["inputs"], "sealed");
-    assert_eq!(service.get("/v1/decisions/00000000-0000-7000-8000-000000000000").await.code(), "not_found");
+    assert_eq!(service.get("/v1/decisions/00000000-0000-7000-8000-000000000000").await.code(), "unknown_decision");
     assert_eq!(service.get("/v1/decisions/nonsense").await.code(), "invalid_request");
 }
 
