@@ -100,6 +100,8 @@ impl Options {
 pub enum Error {
     #[error("{} cannot be read: {cause}", path.display())]
     Unreadable { path: PathBuf, cause: std::io::Error },
+    #[error("{} is larger than {} bytes, the most that is read of such a file", path.display(), FILE_BYTES_MAX)]
+    TooLarge { path: PathBuf },
     #[error("{} holds no {what} in PEM; an encrypted or DER file has to be converted first", path.display())]
     Lacks { path: PathBuf, what: &'static str },
     #[error("{} holds something that is no certificate: {cause}", path.display())]
@@ -260,8 +262,10 @@ pub fn authorities(path: &Path) -> Result<RootCertStore, Error> {
 
 fn read(path: &Path) -> Result<Vec<u8>, Error> {
     let mut bytes = Vec::new();
-    let file = std::fs::File::open(path).and_then(|file| file.take(FILE_BYTES_MAX).read_to_end(&mut bytes));
+    // One more than it may have: a part of a bundle would be a part of its authorities.
+    let file = std::fs::File::open(path).and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes));
     match file {
+        Ok(count) if count as u64 > FILE_BYTES_MAX => Err(Error::TooLarge { path: path.to_owned() }),
         Ok(_) => Ok(bytes),
         Err(cause) => Err(Error::Unreadable { path: path.to_owned(), cause }),
     }
@@ -355,6 +359,10 @@ mod tests {
         std::fs::write(path("text"), "no PEM").expect("written");
         std::fs::write(path("broken"), "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
             .expect("written");
+        // A whole bundle, and one of which the last lines would be behind what is read.
+        let (full, comment) = (FILE_BYTES_MAX as usize - made.cert.pem().len(), "#".repeat(FILE_BYTES_MAX as usize));
+        std::fs::write(path("full"), format!("{}\n{}", &comment[..full - 1], made.cert.pem())).expect("written");
+        std::fs::write(path("large"), format!("{}{comment}", made.cert.pem())).expect("written");
         let told = |certificate: &str, key: &str, client_ca: &str| {
             let auth = if client_ca.is_empty() { ClientAuth::Off } else { ClientAuth::Required };
             let file = |name: &str| if name.is_empty() { PathBuf::new() } else { path(name) };
@@ -370,10 +378,13 @@ mod tests {
         };
         assert_eq!(told("c", "k", "")[0], "taken");
         assert_eq!(told("c", "k", "c")[0], "taken");
+        assert_eq!(told("c", "k", "full")[0], "taken");
         for (certificate, key, client_ca, expected) in [
             ("nowhere", "k", "", "cannot be read: No such file"),
             ("text", "k", "", "holds no certificate in PEM"),
             ("broken", "k", "", "holds something that is no certificate"),
+            ("large", "k", "", "is larger than 1048576 bytes"),
+            ("c", "k", "large", "is larger than 1048576 bytes"),
             ("c", "c", "", "holds no private key in PEM"),
             ("c", "other", "", "cannot be used together"),
             ("c", "k", "text", "holds no certificate in PEM"),
