@@ -24,6 +24,8 @@ pub enum Code {
     UnknownCategory,
     /// More levels or entries than allowed.
     TooMany,
+    /// What is known and right by itself, but cannot be had as things stand.
+    NotAllowed,
 }
 
 /// One violation of the contract by one place of an input.
@@ -61,6 +63,7 @@ impl Violation {
             Code::OutOfRange => format!("is out of range: expected {}", self.expected),
             Code::UnknownCategory => format!("is not a known category: expected {}", self.expected),
             Code::TooMany => format!("is too large: expected {}", self.expected),
+            Code::NotAllowed => format!("is not allowed here: expected {}", self.expected),
         };
         if let Some(nearest) = &self.nearest {
             let _ = write!(sentence, "; did you mean \"{nearest}\"?");

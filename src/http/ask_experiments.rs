@@ -304,7 +304,7 @@ impl Reader {
         let intervention = self.text_if(intervention, &format!("{place}/intervention"));
         let policy = self.text_if(policy, &format!("{place}/policy"));
         if intervention.is_some() && policy.is_some() {
-            let () = self.wrong(&place, Code::TooMany, "an intervention or a policy, not both");
+            let () = self.wrong(&place, Code::NotAllowed, "an intervention or a policy, not both");
         }
         let arm = experiment::Arm {
             name: self.text(name, &format!("{place}/name")).unwrap_or_default(),

@@ -260,9 +260,10 @@ impl Job {
         // Rows are read one after the other: only the count has to be right.
         if record.counterfactuals > 0 && self.asking.fetch_add(1, Ordering::Relaxed) >= COUNTERFACTUAL_ROWS_MAX {
             let expected = format!(
-                "at most {COUNTERFACTUAL_ROWS_MAX} rows of a batch or stream that ask for them: send this one without, or alone to /v1/score"
+                "at most {COUNTERFACTUAL_ROWS_MAX} rows of a batch or stream with counterfactuals; send this one without, or alone to /v1/score"
             );
-            return Err(Problem::invalid(vec![Violation::new("/counterfactuals", violation::Code::TooMany, expected)]));
+            let violation = Violation::new("/counterfactuals", violation::Code::NotAllowed, expected);
+            return Err(Problem::invalid(vec![violation]));
         }
         Ok(record)
     }
@@ -341,13 +342,15 @@ fn may_have_budget(serving: &Serving, media_type: &str) -> Result<(), Problem> {
             "a budget is spent over all rows at once, and a stream is answered before its end is known: send an array as application/json",
         ));
     }
+    let not_allowed =
+        |expected| Err(Problem::invalid(vec![Violation::new("/budget", violation::Code::NotAllowed, expected)]));
     if !serving.policy.has_value_at_stake() {
-        let known = "no budget: the policy in force has no value_at_stake to spend one by";
-        return Err(Problem::invalid(vec![Violation::new("/budget", violation::Code::UnknownName, known)]));
+        return not_allowed("a policy in force with value_at_stake, by which a budget is spent");
     }
     if serving.has_experiments() {
-        let treated = "no budget: an experiment runs on this model, and a budget over many customers would treat its groups in another way";
-        return Err(Problem::invalid(vec![Violation::new("/budget", violation::Code::UnknownName, treated)]));
+        return not_allowed(
+            "a model without a running experiment, whose groups a budget over many customers would treat in another way",
+        );
     }
     Ok(())
 }

@@ -255,9 +255,9 @@ pub(super) struct Wanted {
 /// Answers in columns have no place for what can be asked for beside a decision.
 pub(super) fn may_be_in_columns(Wanted { top, counterfactuals }: Wanted) -> Result<(), Problem> {
     let asked = [("/top", top), ("/counterfactuals", counterfactuals)].into_iter().filter(|(_, asked)| asked.is_some());
-    let expected = "no such parameter for Arrow, whose answers have no column for it: send JSON or NDJSON";
+    let expected = "JSON or NDJSON, as answers in Arrow have no column for it";
     let violations: Vec<Violation> =
-        asked.map(|(name, _)| Violation::new(name, violation::Code::UnknownName, expected)).collect();
+        asked.map(|(name, _)| Violation::new(name, violation::Code::NotAllowed, expected)).collect();
     if violations.is_empty() { Ok(()) } else { Err(Problem::invalid(violations)) }
 }
 

@@ -337,7 +337,7 @@ pub(super) struct Entry<'p> {
     /// Where: an RFC 6901 JSON pointer into the body, or into the row of a batch.
     #[schema(value_type = String, example = "/features/Contract")]
     pointer: &'p str,
-    /// What is wrong: `missing`, `unknown_name`, `duplicate`, `wrong_type`, `out_of_range`, `unknown_category`, `too_many`.
+    /// What is wrong: `missing`, `unknown_name`, `duplicate`, `wrong_type`, `out_of_range`, `unknown_category`, `too_many`, `not_allowed`.
     #[schema(value_type = String, example = "unknown_category")]
     code: crate::domain::violation::Code,
     /// The violation as a sentence.

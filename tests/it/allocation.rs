@@ -140,8 +140,10 @@ async fn a_budget_that_cannot_be_spent_so_is_refused() {
     let body = json!(customers());
     let problem = shared().post("/v1/score/batch?budget=100", &body).await;
     assert_eq!((problem.status, problem.code().as_str()), (422, "invalid_request"));
-    assert_eq!(problem.json()["errors"][0]["pointer"], "/budget", "{}", problem.text);
-    assert!(problem.text.contains("value_at_stake"), "{}", problem.text);
+    let error = &problem.json()["errors"][0];
+    assert_eq!((&error["pointer"], &error["code"]), (&json!("/budget"), &json!("not_allowed")));
+    let expected = "is not allowed here: expected a policy in force with value_at_stake, by which a budget is spent";
+    assert_eq!(error["detail"], expected);
     let headers = [("content-type", "application/x-ndjson")];
     let stream = shared().post_raw("/v1/score/batch?budget=100", &headers, "{}\n").await;
     assert_eq!((stream.status, stream.code().as_str()), (415, "unsupported_media_type"));

@@ -246,6 +246,8 @@ async fn reasons_and_budgets_are_not_for_columns() {
     for (query, place) in [("top=2", "/top"), ("counterfactuals=1", "/counterfactuals")] {
         let answer = post(shared(), &format!("/v1/score/batch?{query}"), changed(&[])).await;
         assert_eq!((answer.status, answer.pointers()), (422, vec![place.to_owned()]));
+        let expected = "is not allowed here: expected JSON or NDJSON, as answers in Arrow have no column for it";
+        assert_eq!(answer.json()["errors"][0]["detail"], expected);
     }
     let answer = post(shared(), "/v1/score/batch?budget=10", changed(&[])).await;
     assert_eq!(answer.status, 415, "{}", answer.text);
