@@ -171,7 +171,7 @@ def deadline(place):
         claim(mixed, "deadline: one was cut in the middle")
     # So many that the caller can go before they are done.
     many, rows = GONE_ROWS, json.dumps([json.loads(CUSTOMER)] * GONE_ROWS).encode()
-    with place.serve(limits__batch_rows_max=many, limits__batch_body_bytes_max=len(rows)) as server:
+    with place.serve(limits__batch_rows_max=many, limits__batch_body_bytes_max=len(rows), limits__intake_bytes_max=4 * len(rows)) as server:
         before = records(server)
         gone = asking(server, {"content-length": len(rows)}, rows)
         begun = until(lambda: records(server) > before, pause=0)

@@ -15,16 +15,16 @@ use axum::http::header::{CONTENT_TYPE, HeaderValue};
 use axum::http::{HeaderMap, Response};
 use futures_util::{FutureExt, StreamExt, stream};
 use serde_json::value::RawValue;
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::deadline::{self, Caller, Deadline};
+use super::incoming::{self, Incoming, Part};
 use super::layers::Timing;
 use super::lines::{Lines, row_too_large};
 use super::problem::{self, Code, Problem};
 use super::rows::{AHEAD, Decided, ROWS, Read};
 use super::trace::REQUEST_ID;
 use super::wire::{self, Scratch};
-use super::wire_batch::{self, Item};
+use super::wire_batch::{self, Item, Items};
 use super::wire_problem;
 use super::{Shared, arrow, blocking_for, extract, json};
 use crate::domain::decision::{Arm, Decision};
@@ -107,21 +107,19 @@ async fn answer(
     if media_type == extract::ARROW {
         extract::may_be_in_columns(wanted)?;
     }
-    let permit = shared.long_work()?;
     // The outermost layer made sure that there is one.
     let request_id = headers.get(REQUEST_ID).cloned().unwrap_or_else(|| HeaderValue::from_static("-"));
     let job = Job { request_id, shared, serving, addressed, wanted, asking: Arc::default() };
     let mut response = if media_type == extract::NDJSON {
-        Response::new(job.stream(body, permit, deadline))
+        Response::new(job.stream(body, deadline)?)
     } else if media_type == extract::ARROW {
-        Response::new(arrow::stream(job, &headers, body, permit, deadline).await?)
+        Response::new(arrow::stream(job, &headers, body, deadline).await?)
     } else {
-        let limits = &job.shared.limits;
-        let body = extract::whole(&headers, body, limits.batch_body_bytes_max, limits.body_timeout());
-        let body = deadline.within(body).await?;
+        let body = incoming::whole(&job.shared, &headers, body, deadline).await?;
+        let turn = deadline.within(job.shared.turn()).await?;
         let (text, timing) = blocking_for(deadline, move |caller| {
-            let _permit = permit;
-            job.array(body, budget, caller)
+            let _turn = turn;
+            job.array(&body, budget, caller)
         })
         .await??;
         let mut response = Response::new(Body::from(text));
@@ -151,26 +149,21 @@ pub(super) struct Job {
 
 impl Job {
     /// The answer to a whole JSON array.
-    fn array(&self, body: Bytes, budget: Option<Money>, caller: &Caller) -> Result<(Vec<u8>, Timing), Problem> {
+    fn array(&self, body: &Bytes, budget: Option<Money>, caller: &Caller) -> Result<(Vec<u8>, Timing), Problem> {
         let begun = Instant::now();
         let rows_max = self.shared.limits.batch_rows_max;
         let too_many = || {
             let detail = format!("a batch may have {rows_max} rows; send more as NDJSON");
             Problem::new(Code::TooManyRows, detail)
         };
-        let rows = json::rows(&body, rows_max)?.ok_or_else(too_many)?;
+        let rows = json::rows(body, rows_max)?.ok_or_else(too_many)?;
         let mut timing = Timing { parse: begun.elapsed(), ..Timing::default() };
-        let mut text = Vec::with_capacity(32 + rows.len() * 448);
-        text.extend_from_slice(b"{\"results\":[");
+        let mut items = Items::array(rows.len() * 448);
         let bytes = |row: &&RawValue| body.slice_ref(row.get().as_bytes());
         if let Some(budget) = budget {
-            let allocation =
-                self.decide_within(&rows.iter().map(bytes).collect::<Vec<_>>(), budget, &mut text, &mut timing);
-            text.extend_from_slice(b"],\"allocation\":");
-            // Plain data: writing it into memory cannot fail.
-            let _ = serde_json::to_writer(&mut text, &allocation);
-            text.push(b'}');
-            return Ok((text, timing));
+            let rows: Vec<Bytes> = rows.iter().map(bytes).collect();
+            let allocation = self.decide_within(&rows, budget, &mut items, &mut timing);
+            return Ok((items.end_with(Some(&allocation)), timing));
         }
         let draw = self.shared.engine.draw(&self.serving, rows.len());
         let mut ahead = VecDeque::with_capacity(AHEAD + 1);
@@ -182,15 +175,13 @@ impl Job {
                 Err(late) => Decided::refused(&late, chunk.len()),
             });
             if ahead.len() > AHEAD {
-                self.write_kept(ahead.pop_front(), b",", &mut text, &mut timing);
+                self.write_kept(ahead.pop_front(), &mut items, &mut timing);
             }
         }
         while !ahead.is_empty() {
-            self.write_kept(ahead.pop_front(), b",", &mut text, &mut timing);
+            self.write_kept(ahead.pop_front(), &mut items, &mut timing);
         }
-        end_last(&mut text, b",");
-        text.extend_from_slice(b"]}");
-        Ok((text, timing))
+        Ok((items.end(), timing))
     }
 
     /// Decides on `rows`; what became of them can be written once it is recorded.
@@ -199,12 +190,11 @@ impl Job {
         self.read(&rows, timing).decide(&self.shared.engine, &self.serving, self.addressed, draw)
     }
 
-    /// Waits until `decided` is recorded, and writes an item for each row, with `end` behind it.
-    fn write_kept(&self, decided: Option<Decided>, end: &[u8], text: &mut Vec<u8>, timing: &mut Timing) {
+    /// Waits until `decided` is recorded, and writes an item for each row.
+    fn write_kept(&self, decided: Option<Decided>, items: &mut Items, timing: &mut Timing) {
         let mut scratch = Scratch::default();
         for row in decided.into_iter().flat_map(|decided| decided.kept(timing)) {
-            self.write_row(row, &mut scratch, text);
-            text.extend_from_slice(end);
+            self.write_row(row, &mut scratch, items);
         }
     }
 
@@ -213,7 +203,7 @@ impl Job {
         &self,
         rows: &[Bytes],
         budget: Money,
-        text: &mut Vec<u8>,
+        items: &mut Items,
         timing: &mut Timing,
     ) -> wire_batch::Allocation {
         let read = self.read(rows, timing);
@@ -224,10 +214,8 @@ impl Job {
         let allocation = wire_batch::Allocation::new(&self.serving.policy, budget, allotted.value_max, chosen);
         let mut scratch = Scratch::default();
         for answer in answers {
-            self.write_row(answer, &mut scratch, text);
-            text.push(b',');
+            self.write_row(answer, &mut scratch, items);
         }
-        end_last(text, b",");
         allocation
     }
 
@@ -242,10 +230,10 @@ impl Job {
     }
 
     /// Writes what became of a row.
-    fn write_row(&self, row: Result<Decision, Problem>, scratch: &mut Scratch, text: &mut Vec<u8>) {
+    fn write_row(&self, row: Result<Decision, Problem>, scratch: &mut Scratch, items: &mut Items) {
         match row {
-            Ok(decision) => write(text, &Item::Decision(wire::Decision::new(&decision, scratch))),
-            Err(problem) => self.write_problem(text, &problem),
+            Ok(decision) => items.push(&Item::Decision(wire::Decision::new(&decision, scratch))),
+            Err(problem) => items.push(&self.noted(&problem)),
         }
     }
 
@@ -268,52 +256,56 @@ impl Job {
         Ok(record)
     }
 
-    /// Writes the document of `problem`, and counts it.
-    pub(super) fn write_problem(&self, text: &mut Vec<u8>, problem: &Problem) {
+    /// The document of `problem`, which is counted.
+    pub(super) fn noted<'p>(&'p self, problem: &'p Problem) -> Item<'p> {
         let request_id = self.request_id.to_str().unwrap_or_default();
         problem.note(request_id, self.shared.engine.metrics());
-        write(text, &Item::Problem(problem.document(request_id)));
+        Item::Problem(problem.document(request_id))
     }
 
     /// The answer to NDJSON: as many whole lines as have come are decided on, written, and only then are more read, so a
     /// reader that is slow slows its own sender and nothing grows.
-    fn stream(self, body: Body, permit: OwnedSemaphorePermit, deadline: Deadline) -> Body {
-        let lines = Lines::new(body);
-        // Work that goes on when its caller has gone keeps the permit until it ends.
-        let permit = Arc::new(permit);
-        let answers = stream::unfold(Some((self, lines, permit)), move |state| async move {
-            let (job, mut lines, permit) = state?;
-            match deadline.within(lines.next(&job.shared.limits)).await {
-                Ok(None) => None,
-                Ok(Some(chunk)) => {
-                    // A stream has no end: it must not hold on to a model that has lost its customers.
-                    let (worker, held) = (job.of_now(), permit.clone());
-                    let work = blocking_for(deadline, move |_| {
-                        let _held = held;
-                        worker.lines(&chunk)
-                    });
-                    let text = AssertUnwindSafe(work).catch_unwind().await;
-                    let panicked = |_| {
-                        job.shared.engine.metrics().panicked();
-                        Err(Problem::new(Code::Internal, "the rows could not be answered"))
-                    };
-                    match text.unwrap_or_else(panicked) {
-                        Ok(text) => Some((text, Some((job, lines, permit)))),
-                        Err(problem) => Some((job.problem_line(&problem), None)),
-                    }
+    fn stream(self, body: Body, deadline: Deadline) -> Result<Body, Problem> {
+        let lines = Lines::new(Incoming::new(self.shared.intake.clone(), body)?);
+        let answers = stream::unfold(Some((self, lines, None)), move |state| async move {
+            let (job, mut lines, taken) = state?;
+            drop(taken);
+            let answered = match deadline.within(lines.next(&job.shared.limits)).await {
+                Ok(None) => return None,
+                Ok(Some(chunk)) => job.chunk(chunk, deadline).await,
+                Err(problem) => Err(problem),
+            };
+            match answered {
+                Ok(text) => {
+                    let held = job.shared.answering(text.len());
+                    Some((text, Some((job, lines, held))))
                 }
-                Err(problem) => Some((job.problem_line(&problem), None)),
+                // The last line of an answer that has begun and cannot go on.
+                Err(problem) => {
+                    let mut items = Items::lines(0);
+                    items.push(&job.noted(&problem));
+                    Some((items.end().into(), None))
+                }
             }
         });
-        Body::from_stream(answers.map(Ok::<_, Infallible>))
+        Ok(Body::from_stream(answers.map(Ok::<_, Infallible>)))
     }
 
-    /// The last line of an answer that has begun and cannot go on.
-    fn problem_line(&self, problem: &Problem) -> Bytes {
-        let mut text = Vec::new();
-        self.write_problem(&mut text, problem);
-        text.push(b'\n');
-        text.into()
+    /// The answer to whole lines. They have a turn of their own, and the stream has none while it waits for the next ones: whoever sends
+    /// slowly keeps nobody out. Work that goes on when its caller has gone keeps its turn until it ends.
+    async fn chunk(&self, chunk: Part, deadline: Deadline) -> Result<Bytes, Problem> {
+        let turn = deadline.within(self.shared.turn_in_stream()).await?;
+        // A stream has no end: it must not hold on to a model that has lost its customers.
+        let worker = self.of_now();
+        let work = blocking_for(deadline, move |_| {
+            let _turn = turn;
+            worker.lines(&chunk)
+        });
+        let panicked = |_| {
+            self.shared.engine.metrics().panicked();
+            Err(Problem::new(Code::Internal, "the rows could not be answered"))
+        };
+        AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(panicked)
     }
 
     /// The same with what is in service now.
@@ -323,14 +315,14 @@ impl Job {
     }
 
     fn lines(&self, chunk: &Bytes) -> Bytes {
-        let mut text = Vec::with_capacity(chunk.len() + 448);
+        let mut items = Items::lines(chunk.len() + 448);
         let mut timing = Timing::default();
         let lines = chunk.split(|byte| *byte == b'\n').filter(|line| !line.iter().all(|byte| b" \t\r".contains(byte)));
         let lines: Vec<Bytes> = lines.map(|line| chunk.slice_ref(line)).collect();
         let draw = self.shared.engine.draw(&self.serving, lines.len());
         let decided = self.decide(lines.into_iter(), draw, &mut timing);
-        self.write_kept(Some(decided), b"\n", &mut text, &mut timing);
-        text.into()
+        self.write_kept(Some(decided), &mut items, &mut timing);
+        items.end().into()
     }
 }
 
@@ -353,16 +345,4 @@ fn may_have_budget(serving: &Serving, media_type: &str) -> Result<(), Problem> {
         );
     }
     Ok(())
-}
-
-/// Takes away what stands behind the last item.
-fn end_last(text: &mut Vec<u8>, end: &[u8]) {
-    if text.ends_with(end) {
-        text.truncate(text.len() - end.len());
-    }
-}
-
-/// Items are plain data: writing them into memory cannot fail.
-fn write(text: &mut Vec<u8>, item: &Item) {
-    let _ = serde_json::to_writer(text, item);
 }

@@ -62,18 +62,31 @@ pub(super) async fn whole(
     bytes_max: usize,
     timeout: Duration,
 ) -> Result<Bytes, Problem> {
-    let too_large = || Problem::new(Code::BodyTooLarge, format!("the body may have {bytes_max} bytes"));
-    let stated = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
-    if stated.is_some_and(|length| length > bytes_max) {
-        return Err(too_large());
+    if stated_length(headers).is_some_and(|length| length > bytes_max) {
+        return Err(too_large(bytes_max));
     }
     let collected = tokio::time::timeout(timeout, Limited::new(body, bytes_max).collect());
     match collected.await {
         Ok(Ok(collected)) => Ok(collected.to_bytes()),
-        Ok(Err(error)) if error.downcast_ref::<LengthLimitError>().is_some() => Err(too_large()),
+        Ok(Err(error)) if error.downcast_ref::<LengthLimitError>().is_some() => Err(too_large(bytes_max)),
         Ok(Err(_)) => Err(Problem::new(Code::IncompleteBody, "the connection ended before the body did")),
-        Err(_) => Err(Problem::new(Code::RequestTimeout, format!("the body has {} ms to arrive", timeout.as_millis()))),
+        Err(_) => Err(too_late(timeout)),
     }
+}
+
+/// How long the body is, where the caller says so.
+pub(super) fn stated_length(headers: &HeaderMap) -> Option<usize> {
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+/// Why a body of more than `bytes_max` bytes is not read.
+pub(super) fn too_large(bytes_max: usize) -> Problem {
+    Problem::new(Code::BodyTooLarge, format!("the body may have {bytes_max} bytes"))
+}
+
+/// Why a body that took longer than `timeout` is not read.
+pub(super) fn too_late(timeout: Duration) -> Problem {
+    Problem::new(Code::RequestTimeout, format!("the body has {} ms to arrive", timeout.as_millis()))
 }
 
 /// The record in a body, with what is asked for in the address, or else in the body. Where the envelope is broken, `check` is asked for

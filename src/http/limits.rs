@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::incoming::OPEN_BYTES;
+
 /// Bounds of what one request may be, how many may be answered at a time, and how far work gives way.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -17,14 +19,19 @@ pub struct Limits {
     pub depth_max: usize,
     /// How long a body may take to arrive, and the next whole row of a stream, in milliseconds.
     pub body_timeout_ms: u64,
-    /// Batches answered at a time, each on a thread of its own; one more is shed with 503.
+    /// Batches, and parts of streams, that are worked on at a time, each on a thread of its own.
     pub batches_max: usize,
+    /// How long a batch that has come in waits for its turn before it is shed with 503, in milliseconds.
+    pub batch_wait_ms_max: u64,
     /// Requests for records, or to record outcomes, answered at a time; one more is shed with 503.
     pub readings_max: usize,
     /// The most rows of a JSON batch, and of one record batch in columns. A stream has no end.
     pub batch_rows_max: usize,
     /// The largest body of a JSON batch, message in columns, and all dictionaries of a stream, in bytes.
     pub batch_body_bytes_max: usize,
+    /// What all batches, streams and arrays of outcomes together may hold of their bodies, in bytes, 64 KiB of each at least; one more is
+    /// shed with 503.
+    pub intake_bytes_max: usize,
     /// The most by which a thread gives way to others of the machine, as a niceness of 0 to 19.
     pub nice_max: i32,
 }
@@ -39,9 +46,11 @@ impl Limits {
             ("depth_max", self.depth_max, 64),
             ("body_timeout_ms", self.body_timeout_ms as usize, 3_600_000),
             ("batches_max", self.batches_max, 256),
+            ("batch_wait_ms_max", self.batch_wait_ms_max as usize, 60_000),
             ("readings_max", self.readings_max, 256),
             ("batch_rows_max", self.batch_rows_max, 1_000_000),
             ("batch_body_bytes_max", self.batch_body_bytes_max, 1 << 30),
+            ("intake_bytes_max", self.intake_bytes_max, 1 << 40),
         ] {
             if !(1..=max).contains(&value) {
                 problems.push((key, format!("expected 1 to {max}")));
@@ -50,12 +59,25 @@ impl Limits {
         if !(0..=19).contains(&self.nice_max) {
             problems.push(("nice_max", "expected 0 to 19".to_owned()));
         }
+        // A stream in columns holds a message and its dictionaries, and no body may be too large for all there is.
+        let least = 2 * (self.batch_body_bytes_max.min(1 << 30) + OPEN_BYTES as usize);
+        if (1..least).contains(&self.intake_bytes_max) {
+            problems.push((
+                "intake_bytes_max",
+                format!("expected twice batch_body_bytes_max and 128 KiB, {least}, or more"),
+            ));
+        }
         problems
     }
 
     /// How far a thread gives way that would by a niceness of `nice`.
     pub fn nice(&self, nice: i32) -> i32 {
         nice.min(self.nice_max)
+    }
+
+    /// How long a batch that has come in waits for its turn.
+    pub(super) fn batch_wait(&self) -> Duration {
+        Duration::from_millis(self.batch_wait_ms_max)
     }
 
     /// How long a body may take to arrive, and the next whole row of a stream.

@@ -13,6 +13,7 @@ mod experiments;
 mod extract;
 mod handshakes;
 mod health;
+mod incoming;
 mod insight;
 mod json;
 mod layers;
@@ -92,6 +93,8 @@ pub struct Inner {
     request_share: AtomicU64,
     onnxruntime: &'static str,
     batches: Arc<Semaphore>,
+    /// A place for each byte of batches that may be held.
+    intake: Arc<Semaphore>,
     in_flight: Arc<Semaphore>,
     readings: Arc<Semaphore>,
     long: Arc<Semaphore>,
@@ -132,6 +135,7 @@ impl Shared {
             request_share: AtomicU64::new(request_share.to_bits()),
             onnxruntime,
             batches: Arc::new(Semaphore::new(limits.batches_max)),
+            intake: Arc::new(Semaphore::new(limits.intake_bytes_max)),
             in_flight: Arc::new(Semaphore::new(limits.in_flight_max)),
             readings: Arc::new(Semaphore::new(limits.readings_max)),
             long: Arc::new(Semaphore::new(LONG_MAX)),
@@ -142,12 +146,6 @@ impl Shared {
             written: openapi::Written::default(),
             gate: access.map(|access| Gate::new(access, doors().concat())),
         }))
-    }
-
-    /// Leave for long work, as much at a time as there may be batches.
-    fn long_work(&self) -> Result<OwnedSemaphorePermit, Problem> {
-        let full = |_| Problem::new(Code::Overloaded, "too many batches are being answered; try again after a second");
-        self.batches.clone().try_acquire_owned().map_err(full)
     }
 
     /// The share of requests that get a line in the log, 0 to 1.

@@ -9,9 +9,10 @@ use axum::http::{HeaderMap, Response};
 use super::deadline::{self, Caller, Deadline};
 use super::problem::{self, Code, Problem};
 use super::trace::REQUEST_ID;
+use super::wire_batch::Items;
 use super::wire_problem;
 use super::wire_records::{OutcomeItem, OutcomeReceipt, Outcomes, OutcomesAnswer};
-use super::{Shared, blocking_for, decisions, extract, json};
+use super::{Shared, blocking_for, decisions, extract, incoming, json};
 use crate::domain::outcome::Outcome;
 use crate::ledger::{self, Fate};
 
@@ -42,11 +43,9 @@ pub(super) async fn record(
 ) -> Result<Response<Body>, Problem> {
     shared.engine.needs_ledger()?;
     extract::media_type(&headers, &[extract::JSON])?;
-    // Before the body, so that few large ones are in memory at a time.
+    let body = incoming::whole(&shared, &headers, body, deadline).await?;
+    // Behind the body, so that a slow one keeps nobody from what is on record.
     let permit = decisions::permit(&shared)?;
-    let limits = &shared.limits;
-    let body = extract::whole(&headers, body, limits.batch_body_bytes_max, limits.body_timeout());
-    let body = deadline.within(body).await?;
     // The outermost layer made sure that there is one.
     let request_id = headers.get(REQUEST_ID).and_then(|id| id.to_str().ok()).unwrap_or("-").to_owned();
     let text = blocking_for(deadline, move |caller| {
@@ -71,9 +70,9 @@ impl Job {
         let outcome = self.read(body)?;
         let fates = self.shared.engine.record_outcomes(std::slice::from_ref(&outcome))?;
         let fate = fates.first().ok_or_else(unanswered)?;
-        let mut text = Vec::new();
-        write(&mut text, &OutcomeItem::Receipt(receipt(&outcome, *fate)?));
-        Ok(text)
+        let answer = OutcomeItem::Receipt(receipt(&outcome, *fate)?);
+        // Plain data: writing it into memory cannot fail.
+        Ok(serde_json::to_vec(&answer).unwrap_or_default())
     }
 
     /// Each row in its place. When the ledger fails, or the caller does not wait any more, the whole request does: sent again, what is on
@@ -82,8 +81,7 @@ impl Job {
         let rows_max = self.shared.limits.batch_rows_max;
         let too_many = || Problem::new(Code::TooManyRows, format!("an array may have {rows_max} outcomes"));
         let rows = json::rows(body, rows_max)?.ok_or_else(too_many)?;
-        let mut text = Vec::with_capacity(32 + rows.len() * 80);
-        text.extend_from_slice(b"{\"results\":[");
+        let mut items = Items::array(rows.len() * 80);
         for rows in rows.chunks(GROUP_ROWS) {
             caller.waits()?;
             let mut outcomes = Vec::with_capacity(rows.len());
@@ -101,24 +99,20 @@ impl Job {
             let fates = self.shared.engine.record_outcomes(&outcomes)?;
             let mut answers = outcomes.iter().zip(fates).map(|(outcome, fate)| receipt(outcome, fate));
             for problem in problems {
-                if !text.ends_with(b"[") {
-                    text.push(b',');
-                }
                 let answer = match problem {
                     Some(problem) => Err(problem),
                     None => answers.next().unwrap_or_else(|| Err(unanswered())),
                 };
                 match answer {
-                    Ok(receipt) => write(&mut text, &OutcomeItem::Receipt(receipt)),
+                    Ok(receipt) => items.push(&OutcomeItem::Receipt(receipt)),
                     Err(problem) => {
                         problem.note(&self.request_id, self.shared.engine.metrics());
-                        write(&mut text, &OutcomeItem::Problem(problem.document(&self.request_id)));
+                        items.push(&OutcomeItem::Problem(problem.document(&self.request_id)));
                     }
                 }
             }
         }
-        text.extend_from_slice(b"]}");
-        Ok(text)
+        Ok(items.end())
     }
 
     fn read(&self, row: &[u8]) -> Result<Outcome, Problem> {
@@ -155,9 +149,4 @@ fn receipt(outcome: &Outcome, fate: Fate) -> Result<OutcomeReceipt, Problem> {
 
 fn unanswered() -> Problem {
     Problem::new(Code::Internal, "the outcome was not answered")
-}
-
-/// Items are plain data: writing them into memory cannot fail.
-fn write(text: &mut Vec<u8>, item: &OutcomeItem) {
-    let _ = serde_json::to_writer(text, item);
 }

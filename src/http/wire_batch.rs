@@ -68,6 +68,53 @@ impl Allocation {
     }
 }
 
+/// Items as they are written, each behind the one before: those of `{"results": […]}`, or one a line.
+pub(super) struct Items {
+    text: Vec<u8>,
+    end: u8,
+}
+
+impl Items {
+    /// The items of an array, which will take some `bytes`.
+    pub(super) fn array(bytes: usize) -> Self {
+        let mut text = Vec::with_capacity(32 + bytes);
+        text.extend_from_slice(b"{\"results\":[");
+        Self { text, end: b',' }
+    }
+
+    /// Items that are a line each, which will take some `bytes`.
+    pub(super) fn lines(bytes: usize) -> Self {
+        Self { text: Vec::with_capacity(bytes), end: b'\n' }
+    }
+
+    /// Writes one more. Items are plain data: writing them into memory cannot fail.
+    pub(super) fn push(&mut self, item: &impl Serialize) {
+        let _ = serde_json::to_writer(&mut self.text, item);
+        self.text.push(self.end);
+    }
+
+    /// All of it.
+    pub(super) fn end(self) -> Vec<u8> {
+        self.end_with(None)
+    }
+
+    /// All of it; behind an array, how a budget was spent over it.
+    pub(super) fn end_with(mut self, allocation: Option<&Allocation>) -> Vec<u8> {
+        if self.end == b',' {
+            if self.text.ends_with(b",") {
+                self.text.pop();
+            }
+            self.text.push(b']');
+            if let Some(allocation) = allocation {
+                self.text.extend_from_slice(b",\"allocation\":");
+                let _ = serde_json::to_writer(&mut self.text, allocation);
+            }
+            self.text.push(b'}');
+        }
+        self.text
+    }
+}
+
 /// A decision, or the row's own problem.
 #[derive(Serialize, ToSchema)]
 #[serde(untagged)]

@@ -276,6 +276,28 @@ async fn rows_and_bytes_of_a_record_batch_are_bounded() {
     assert_eq!((answer.rows.len(), answer.problem(30)["code"].as_str()), (31, Some("body_too_large")));
 }
 
+/// A stream whose next record batch is yet to come has no place that others need.
+#[tokio::test]
+async fn a_stream_that_is_slow_keeps_nobody_out() {
+    let service = Service::start(&["limits.batches_max=1"]);
+    let whole = changed(&[]);
+    let begun = &whole[..whole.len() - 8];
+    let mut stream = service.connect();
+    let head = format!(
+        "POST /v1/score/batch HTTP/1.1\r\nhost: x\r\ncontent-type: {ARROW}\r\ntransfer-encoding: chunked\r\n\r\n"
+    );
+    let chunk = [format!("{head}{:x}\r\n", begun.len()).as_bytes(), begun, b"\r\n"].concat();
+    std::io::Write::write_all(&mut stream, &chunk).expect("written");
+    let (mut text, mut buffer) = (String::new(), [0; 4096]);
+    while !text.contains("champion") {
+        let count = std::io::Read::read(&mut stream, &mut buffer).expect("the answer to what came");
+        assert!(count > 0, "{text}");
+        text.push_str(&String::from_utf8_lossy(&buffer[..count]));
+    }
+    assert_eq!(service.post("/v1/score/batch", &json!([customer()])).await.status, 200);
+    assert_eq!(post(&service, "/v1/score/batch", whole).await.rows.len(), 1);
+}
+
 #[tokio::test]
 async fn columns_are_bounded_before_anything_is_held_of_them() {
     for (prefix, place) in [("context.audit.", "/context/audit"), ("context.", "/context")] {

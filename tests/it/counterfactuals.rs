@@ -153,8 +153,8 @@ async fn of_a_batch_or_a_stream_only_so_many_rows_may_ask() {
 
 #[tokio::test]
 async fn they_are_looked_for_on_the_threads_for_long_work() {
-    let service = Service::start(&["limits.batches_max=1"]);
-    let _slow = hold_long_work(&service);
+    let service = Service::start(&["limits.batches_max=1", "limits.batch_wait_ms_max=60000"]);
+    let _batches = hold_long_work(&service, &customer()).await;
     let answer = service.post("/v1/score?counterfactuals=1", &customer()).await;
     assert_eq!((answer.status, answer.code().as_str()), (503, "overloaded"));
     assert_eq!(service.post("/v1/score", &customer()).await.status, 200);

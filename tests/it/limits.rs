@@ -4,7 +4,8 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use serde_json::json;
+use reqwest::Method;
+use serde_json::{Value, json};
 
 use crate::service::{Service, customer, raw, read_to_end, until};
 
@@ -23,25 +24,97 @@ async fn a_request_too_many_is_shed_and_health_still_answers() {
     until(async || service.post("/v1/score", &customer()).await.status == 200).await;
 }
 
-/// Takes one of the places for long work, until the stream that is given back is dropped.
-pub(crate) fn hold_long_work(service: &Service) -> TcpStream {
+/// Begins to send `content_type` to `path`, and does not go on.
+fn stalled(service: &Service, path: &str, content_type: &str) -> TcpStream {
     let mut slow = service.connect();
-    let head = HEAD.replace("/v1/score", "/v1/score/batch").replace("application/json", "application/x-ndjson");
+    let head = HEAD.replace("/v1/score", path).replace("application/json", content_type);
     slow.write_all(head.as_bytes()).expect("written");
-    // A stream is answered from its head on: once that is there, the place is taken.
+    slow
+}
+
+/// A stream that has begun to be answered, and of which no row comes.
+fn stalled_stream(service: &Service) -> TcpStream {
+    let mut slow = stalled(service, "/v1/score/batch", "application/x-ndjson");
     let mut status = [0; 12];
     slow.read_exact(&mut status).expect("an answer");
     assert_eq!(&status, b"HTTP/1.1 200");
     slow
 }
 
+/// Batches that are sent until this is dropped.
+pub(crate) struct Batches(Vec<tokio::task::JoinHandle<()>>);
+
+impl Drop for Batches {
+    fn drop(&mut self) {
+        self.0.iter().for_each(tokio::task::JoinHandle::abort);
+    }
+}
+
+async fn send_again(url: String, body: String) {
+    let json = [("content-type", "application/json")];
+    loop {
+        crate::service::send(Method::POST, url.clone(), &json, body.clone().into()).await;
+    }
+}
+
+/// Keeps the only place for long work of `service` taken by batches of `customer`: of several that wait for it one has it next. They need
+/// `limits.batch_wait_ms_max` to wait.
+pub(crate) async fn hold_long_work(service: &Service, customer: &Value) -> Batches {
+    let url = format!("http://{}/v1/score/batch", service.data);
+    let body = json!(vec![customer; 1_000]).to_string();
+    let batches = Batches((0..4).map(|_| tokio::spawn(send_again(url.clone(), body.clone()))).collect());
+    service.wait_in_flight(4).await;
+    until(async || service.post("/v1/score?counterfactuals=1", customer).await.status == 503).await;
+    batches
+}
+
 #[tokio::test]
 async fn a_batch_too_many_is_shed() {
-    let service = Service::start(&["limits.batches_max=1"]);
-    let _slow = hold_long_work(&service);
-    let answer = service.post("/v1/score/batch", &json!([])).await;
-    assert_eq!((answer.status, answer.code().as_str()), (503, "overloaded"));
+    let service = Service::start(&["limits.batches_max=1", "limits.batch_wait_ms_max=1"]);
+    let _batches = hold_long_work(&service, &customer()).await;
+    let shed = async {
+        loop {
+            let answer = service.post("/v1/score/batch", &json!([])).await;
+            if answer.status != 200 {
+                return answer;
+            }
+        }
+    };
+    let answer = tokio::time::timeout(Duration::from_secs(30), shed).await.expect("none was shed");
+    assert_eq!((answer.status, answer.code().as_str(), answer.header("retry-after")), (503, "overloaded", "1"));
     assert_eq!(service.post("/v1/score", &customer()).await.status, 200);
+}
+
+/// Only who is worked on has a place, and not who sends a row now and then.
+#[tokio::test]
+async fn who_sends_slowly_keeps_nobody_out() {
+    let service = Service::start(&["limits.batches_max=1", "limits.readings_max=1"]);
+    let _stream = stalled_stream(&service);
+    let _array = stalled(&service, "/v1/score/batch", "application/json");
+    let _outcomes = stalled(&service, "/v1/outcomes", "application/json");
+    service.wait_in_flight(2).await;
+    assert_eq!(service.post("/v1/score/batch", &json!([customer()])).await.status, 200);
+    assert_eq!(service.post("/v1/score?counterfactuals=1", &customer()).await.status, 200);
+    let line = format!("{}\n", customer());
+    let answer = service.post_raw("/v1/score/batch", &[("content-type", "application/x-ndjson")], line).await;
+    assert!(answer.text.contains("decision_id"), "{}", answer.text);
+    assert_eq!(service.get("/v1/decisions?customer_id=C-1001").await.status, 200);
+}
+
+/// Each counts for 64 KiB and what came of it: there is memory for three more of them here, and a byte short of a fourth.
+#[tokio::test]
+async fn bodies_that_are_open_are_bounded_by_what_they_hold() {
+    let service = Service::start(&["limits.batch_body_bytes_max=65536", "limits.intake_bytes_max=262144"]);
+    let streams: Vec<TcpStream> = (0..3).map(|_| stalled_stream(&service)).collect();
+    // Answers begin before bodies are read.
+    until(async || service.post("/v1/score/batch", &json!([])).await.status == 503).await;
+    for path in ["/v1/score/batch", "/v1/outcomes"] {
+        let answer = service.post(path, &json!([])).await;
+        assert_eq!((answer.status, answer.code().as_str()), (503, "overloaded"), "{path}");
+    }
+    assert_eq!(service.post("/v1/score", &customer()).await.status, 200);
+    drop(streams);
+    until(async || service.post("/v1/score/batch", &json!([])).await.status == 200).await;
 }
 
 #[test]

@@ -32,15 +32,11 @@ impl Answers {
         rows: impl Iterator<Item = Result<Decision, Problem>>,
     ) -> Result<(), ArrowError> {
         let mut builders = Builders::default();
-        let mut document = Vec::new();
         for row in rows {
             match row {
                 Ok(decision) => builders.decision(&decision),
-                Err(problem) => {
-                    document.clear();
-                    job.write_problem(&mut document, &problem);
-                    builders.problem(&String::from_utf8_lossy(&document));
-                }
+                // Plain data: writing it into memory cannot fail.
+                Err(problem) => builders.problem(&serde_json::to_string(&job.noted(&problem)).unwrap_or_default()),
             }
         }
         self.writer.write(&RecordBatch::try_new(self.schema.clone(), builders.finish())?)

@@ -10,12 +10,11 @@ use arrow_ipc::convert::try_fb_to_schema;
 use arrow_ipc::reader::{RecordBatchDecoder, read_dictionary};
 use arrow_ipc::{Message as Head, MessageHeader};
 use arrow_schema::{DataType, FieldRef, Schema, SchemaRef};
-use axum::body::{Body, Bytes};
-use bytes::BytesMut;
-use http_body_util::BodyExt;
-use tokio::time::{Instant, timeout_at};
+use axum::body::Bytes;
+use tokio::time::timeout;
 
 use super::super::Limits;
+use super::super::incoming::{Held, Incoming};
 use super::super::problem::{Code, Problem};
 
 /// The largest head of a message: the schema with all its metadata, or the places of a batch's buffers.
@@ -28,8 +27,8 @@ const MARKER: [u8; 4] = [0xff; 4];
 pub(super) struct Decoder {
     schema: SchemaRef,
     dictionaries: HashMap<i64, ArrayRef>,
-    /// The bytes of each dictionary that is held.
-    held: HashMap<i64, usize>,
+    /// The bytes of each dictionary that is kept, and what they count for.
+    held: HashMap<i64, (usize, Held)>,
 }
 
 impl Decoder {
@@ -51,11 +50,13 @@ impl Decoder {
     /// The rows in a message; `None` where it was a dictionary. Only to be asked where every column is of a type that [`is_read`].
     ///
     /// Errors: more rows than a batch may have; dictionaries that are too large; a message that is not what the schema says.
-    pub(super) fn rows(&mut self, message: &Message, limits: &Limits) -> Result<Option<RecordBatch>, Problem> {
+    pub(super) fn rows(&mut self, message: &mut Message, limits: &Limits) -> Result<Option<RecordBatch>, Problem> {
         let (head, body) = (read(&message.head)?, &message.body);
         match head.header_type() {
             MessageHeader::RecordBatch => self.decode(&head, body, limits).map(Some),
-            MessageHeader::DictionaryBatch => self.take_dictionary(&head, body, limits).map(|()| None),
+            MessageHeader::DictionaryBatch => {
+                self.take_dictionary(&head, body, message.held.take(), limits).map(|()| None)
+            }
             _ => Err(malformed(&"a message is neither a record batch nor a dictionary")),
         }
     }
@@ -75,7 +76,7 @@ impl Decoder {
             .map_err(|error| malformed(&error))
     }
 
-    fn take_dictionary(&mut self, head: &Head, body: &Buffer, limits: &Limits) -> Result<(), Problem> {
+    fn take_dictionary(&mut self, head: &Head, body: &Buffer, held: Held, limits: &Limits) -> Result<(), Problem> {
         let dictionary = head.header_as_dictionary_batch().ok_or_else(|| malformed(&"a dictionary is missing"))?;
         let values = dictionary.data().ok_or_else(|| malformed(&"a dictionary has no values"))?;
         if dictionary.isDelta() {
@@ -92,9 +93,9 @@ impl Decoder {
         });
         check(&values, body.len(), types.into_iter())?;
         // Each replaces the one before.
-        self.held.insert(dictionary.id(), body.len());
+        self.held.insert(dictionary.id(), (body.len(), held));
         let bytes_max = limits.batch_body_bytes_max;
-        if self.held.values().sum::<usize>() > bytes_max {
+        if self.held.values().map(|(bytes, _)| bytes).sum::<usize>() > bytes_max {
             return Err(Problem::new(Code::BodyTooLarge, format!("all dictionaries may have {bytes_max} bytes")));
         }
         // Refuses what is not in the schema.
@@ -111,16 +112,12 @@ impl Decoder {
 }
 
 /// The messages of a body.
-pub(super) struct Messages {
-    body: Body,
-    pending: BytesMut,
-    ended: bool,
-}
+pub(super) struct Messages(Incoming);
 
 impl Messages {
-    /// Those of `body`.
-    pub(super) fn new(body: Body) -> Self {
-        Self { body, pending: BytesMut::new(), ended: false }
+    /// Those of a body.
+    pub(super) fn new(incoming: Incoming) -> Self {
+        Self(incoming)
     }
 
     /// The next whole message; `None` at the end of the stream, after which nothing may come. It has the time of a body to come, however
@@ -128,17 +125,25 @@ impl Messages {
     ///
     /// Errors: no such message; a message that is too large; a body that stalls or breaks off.
     pub(super) async fn next(&mut self, limits: &Limits) -> Result<Option<Message>, Problem> {
-        let deadline = Instant::now() + limits.body_timeout();
-        if !self.fill(PREFIX, deadline, limits).await? {
-            let is_end = self.pending.is_empty() || (self.pending.len() == 4 && self.pending[..] == [0; 4]);
+        timeout(limits.body_timeout(), self.read(limits)).await.unwrap_or_else(|_| {
+            let wait_ms = limits.body_timeout().as_millis();
+            Err(Problem::new(Code::RequestTimeout, format!("no whole message came for {wait_ms} ms")))
+        })
+    }
+
+    async fn read(&mut self, limits: &Limits) -> Result<Option<Message>, Problem> {
+        if !self.fill(PREFIX).await? {
+            let rest = self.0.pending();
+            let is_end = rest.is_empty() || rest == [0; 4];
             return if is_end { Ok(None) } else { Err(incomplete()) };
         }
-        if self.pending[..4] != MARKER {
+        let prefix = self.0.pending();
+        if prefix[..4] != MARKER {
             return Err(malformed(&"expected the marker of a message (Arrow 0.15 or newer)"));
         }
-        let length = u32::from_le_bytes([self.pending[4], self.pending[5], self.pending[6], self.pending[7]]) as usize;
+        let length = u32::from_le_bytes([prefix[4], prefix[5], prefix[6], prefix[7]]) as usize;
         if length == 0 {
-            return match self.fill(PREFIX + 1, deadline, limits).await? {
+            return match self.fill(PREFIX + 1).await? {
                 true => Err(malformed(&"something stands behind its end")),
                 false => Ok(None),
             };
@@ -146,40 +151,31 @@ impl Messages {
         if length > HEAD_BYTES_MAX {
             return Err(malformed(&format!("the head of a message may have {HEAD_BYTES_MAX} bytes")));
         }
-        if !self.fill(PREFIX + length, deadline, limits).await? {
+        let head = PREFIX..PREFIX + length;
+        if !self.fill(head.end).await? {
             return Err(incomplete());
         }
-        let body_length = read(&self.pending[PREFIX..PREFIX + length])?.bodyLength();
+        let body_length = read(&self.0.pending()[head.clone()])?.bodyLength();
         let bytes_max = limits.batch_body_bytes_max;
         let Some(body_length) = usize::try_from(body_length).ok().filter(|length| *length <= bytes_max) else {
             return Err(Problem::new(Code::BodyTooLarge, format!("a record batch may have {bytes_max} bytes")));
         };
-        if !self.fill(PREFIX + length + body_length, deadline, limits).await? {
+        if !self.fill(head.end + body_length).await? {
             return Err(incomplete());
         }
-        let message = self.pending.split_to(PREFIX + length + body_length).freeze();
-        let head = message.slice(PREFIX..PREFIX + length);
-        Ok(Some(Message { head, body: Buffer::from(message.slice(PREFIX + length..)) }))
+        let (message, held) = self.0.take(head.end + body_length).apart();
+        let body = Buffer::from(message.slice(head.end..));
+        Ok(Some(Message { head: message.slice(head), body, held }))
     }
 
-    /// Reads until `length` bytes are there: whether they are. Memory is only taken for what has come.
-    async fn fill(&mut self, length: usize, deadline: Instant, limits: &Limits) -> Result<bool, Problem> {
-        while self.pending.len() < length && !self.ended {
-            match timeout_at(deadline, self.body.frame()).await {
-                Ok(Some(Ok(frame))) => {
-                    if let Some(data) = frame.data_ref() {
-                        self.pending.extend_from_slice(data);
-                    }
-                }
-                Ok(None) => self.ended = true,
-                Ok(Some(Err(_))) => return Err(incomplete()),
-                Err(_) => {
-                    let wait_ms = limits.body_timeout().as_millis();
-                    return Err(Problem::new(Code::RequestTimeout, format!("no whole message came for {wait_ms} ms")));
-                }
+    /// Reads until `length` bytes are there: whether they are.
+    async fn fill(&mut self, length: usize) -> Result<bool, Problem> {
+        while self.0.pending().len() < length {
+            if !self.0.more().await? {
+                return Ok(false);
             }
         }
-        Ok(self.pending.len() >= length)
+        Ok(true)
     }
 }
 
@@ -187,6 +183,8 @@ impl Messages {
 pub(super) struct Message {
     head: Bytes,
     body: Buffer,
+    /// What it counts for.
+    held: Held,
 }
 
 /// Whether columns of this type are decoded.

@@ -13,12 +13,11 @@ use std::sync::Arc;
 
 use axum::body::{Body, Bytes};
 use axum::http::HeaderMap;
-use axum::http::header::CONTENT_LENGTH;
 use futures_util::{FutureExt, stream};
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::batch::Job;
 use super::deadline::{Caller, Deadline};
+use super::incoming::{Held, Incoming};
 use super::layers::Timing;
 use super::lines::row_too_large;
 use super::problem::{Code, Problem};
@@ -33,40 +32,37 @@ use messages::{Decoder, Message, Messages, malformed};
 /// client only reads once it has sent everything.
 ///
 /// Errors: what is wrong with the schema. What is wrong later is told as the problem of one more row, which ends the answer.
-pub(super) async fn stream(
-    job: Job,
-    headers: &HeaderMap,
-    body: Body,
-    permit: OwnedSemaphorePermit,
-    deadline: Deadline,
-) -> Result<Body, Problem> {
+pub(super) async fn stream(job: Job, headers: &HeaderMap, body: Body, deadline: Deadline) -> Result<Body, Problem> {
     let limits = &job.shared.limits;
-    let stated = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
-    let body = match stated {
-        Some(length) if length <= limits.batch_body_bytes_max => {
-            let whole = extract::whole(headers, body, limits.batch_body_bytes_max, limits.body_timeout());
-            Body::from(deadline.within(whole).await?)
-        }
-        _ => body,
-    };
-    let mut messages = Messages::new(body);
+    let mut incoming = Incoming::new(job.shared.intake.clone(), body)?;
+    if extract::stated_length(headers).is_some_and(|length| length <= limits.batch_body_bytes_max) {
+        deadline.within(incoming.fill(limits)).await?;
+    }
+    let mut messages = Messages::new(incoming);
     let first =
         deadline.within(messages.next(limits)).await?.ok_or_else(|| malformed(&"it is empty: expected a schema"))?;
     let decoder = Decoder::new(&first)?;
     let columns = Columns::new(decoder.schema(), job.serving.model.card()).map_err(Problem::invalid)?;
     let answers = Answers::new().map_err(|error| malformed(&error))?;
     let work = Work { decoder, columns: Arc::new(columns), answers };
-    let state = State { job, messages, work, permit: Arc::new(permit) };
+    let state = State { job, messages, work, held: None };
     Ok(Body::from_stream(stream::unfold(Some(state), move |state| async move {
         let mut state = state?;
-        let problem = match deadline.within(state.messages.next(&state.job.shared.limits)).await {
-            Ok(Some(message)) => {
+        // The answer before was taken.
+        state.held = None;
+        let next = async {
+            let Some(message) = state.messages.next(&state.job.shared.limits).await? else { return Ok(None) };
+            Ok(Some((message, state.job.shared.turn_in_stream().await?)))
+        };
+        let problem = match deadline.within(next).await {
+            Ok(Some((mut message, turn))) => {
                 // A stream has no end: it must not hold on to a model that has lost its customers.
-                let (job, mut work, held) = (state.job.of_now(), state.work, state.permit.clone());
+                let (job, mut work) = (state.job.of_now(), state.work);
                 let (caller, presence) = Caller::new(deadline);
                 let answering = blocking(move || {
-                    let _held = held;
-                    (work.answer(&job, &message, &caller), work)
+                    // Work that goes on when its caller has gone keeps its turn until it ends.
+                    let _turn = turn;
+                    (work.answer(&job, &mut message, &caller), work)
                 });
                 let answered = AssertUnwindSafe(answering).catch_unwind().await;
                 drop(presence);
@@ -77,7 +73,10 @@ pub(super) async fn stream(
                 let Ok(Ok((answered, work))) = answered else { return Some((Err(failed("a panic")), None)) };
                 state.work = work;
                 match answered {
-                    Ok(text) => return Some((Ok(text), Some(state))),
+                    Ok(text) => {
+                        state.held = state.job.shared.answering(text.len());
+                        return Some((Ok(text), Some(state)));
+                    }
                     Err(problem) => Some(problem),
                 }
             }
@@ -101,8 +100,8 @@ struct State {
     job: Job,
     messages: Messages,
     work: Work,
-    /// Leave for long work, for as long as there is any: work that goes on when its caller has gone keeps it until it ends.
-    permit: Arc<OwnedSemaphorePermit>,
+    /// What the answer counts for that is not yet taken.
+    held: Held,
 }
 
 /// What messages are answered with, on the threads for long work.
@@ -116,7 +115,7 @@ impl Work {
     /// The answer to a message: record batches of at most [`ROWS`] rows, or nothing to a dictionary.
     ///
     /// Errors: a message that cannot be read.
-    fn answer(&mut self, job: &Job, message: &Message, caller: &Caller) -> Result<Bytes, Problem> {
+    fn answer(&mut self, job: &Job, message: &mut Message, caller: &Caller) -> Result<Bytes, Problem> {
         let Some(batch) = self.decoder.rows(message, &job.shared.limits)? else { return Ok(Bytes::new()) };
         let columns = self.columns.clone();
         let table = columns.table(&batch);
