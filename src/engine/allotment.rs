@@ -34,18 +34,25 @@ impl Engine {
     /// most what the budget of the policy has left, and are expected to be worth most. Who may have what, and who is held out, the
     /// policy says as for any other. It must [know the value](crate::domain::policy::Policy::has_value_at_stake) of a customer: otherwise
     /// nothing is offered to anybody. No experiment may run: the caller sees to it.
-    pub fn decide_within(
+    ///
+    /// Errors: those of `waits`, which is asked before each run of rows is scored, and before the first is recorded: nothing is spent
+    /// or on record then. After that nobody is asked, since what each row gets depends on all others.
+    pub fn decide_within<E>(
         &self,
         serving: &Serving,
         records: &[Record],
         inputs: &[Bytes],
         addressed: Option<Arm>,
         budget: Money,
-    ) -> Allotted {
+        waits: impl Fn() -> Result<(), E>,
+    ) -> Result<Allotted, E> {
         let draw = self.draw(serving, records.len());
         let mut stages = Stages::default();
-        let chunks: Vec<Chunk> =
-            records.chunks(BATCH_ROWS).map(|chunk| self.score_chunk(serving, chunk, addressed, &mut stages)).collect();
+        let mut chunks: Vec<Chunk> = Vec::with_capacity(records.len().div_ceil(BATCH_ROWS));
+        for chunk in records.chunks(BATCH_ROWS) {
+            waits()?;
+            chunks.push(self.score_chunk(serving, chunk, addressed, &mut stages));
+        }
         // All of them are of one period.
         let now_ms = self.now_ms();
         let assessments: Vec<Option<Assessment>> = chunks
@@ -79,6 +86,9 @@ impl Engine {
             };
             chunk.now_ms = now_ms;
             self.conclude(serving, records, chunk, addressed, choosing, &mut batch);
+            if part == 0 {
+                waits()?;
+            }
             let inputs = &inputs[from..from + records.len()];
             // Not more than two parts wait for the ledger at a time: its queue is for all.
             if let Some((_, before)) = parts.len().checked_sub(2).and_then(|at| parts.get_mut(at)) {
@@ -86,7 +96,7 @@ impl Engine {
             }
             parts.push((records.len(), self.record_batch(serving, records, inputs, batch, draw)));
         }
-        Allotted { parts, value_max }
+        Ok(Allotted { parts, value_max })
     }
 }
 

@@ -162,7 +162,7 @@ impl Job {
         let bytes = |row: &&RawValue| body.slice_ref(row.get().as_bytes());
         if let Some(budget) = budget {
             let rows: Vec<Bytes> = rows.iter().map(bytes).collect();
-            let allocation = self.decide_within(&rows, budget, &mut items, &mut timing);
+            let allocation = self.decide_within(&rows, budget, caller, &mut items, &mut timing)?;
             return Ok((items.end_with(Some(&allocation)), timing));
         }
         let draw = self.shared.engine.draw(&self.serving, rows.len());
@@ -198,17 +198,19 @@ impl Job {
         }
     }
 
-    /// The same for rows that share a budget.
+    /// The same for rows that share a budget. Nothing of them is on record before all are decided on, so until then it can be left.
     fn decide_within(
         &self,
         rows: &[Bytes],
         budget: Money,
+        caller: &Caller,
         items: &mut Items,
         timing: &mut Timing,
-    ) -> wire_batch::Allocation {
+    ) -> Result<wire_batch::Allocation, Problem> {
         let read = self.read(rows, timing);
-        let engine = &self.shared.engine;
-        let allotted = engine.decide_within(&self.serving, &read.records, &read.inputs, self.addressed, budget);
+        let (engine, waits) = (&self.shared.engine, || caller.waits());
+        let allotted =
+            engine.decide_within(&self.serving, &read.records, &read.inputs, self.addressed, budget, waits)?;
         let answers: Vec<Result<Decision, Problem>> = read.decided(allotted.parts).kept(timing).collect();
         let chosen = answers.iter().flatten().map(|decision| &decision.choice).filter(|choice| choice.allocated);
         let allocation = wire_batch::Allocation::new(&self.serving.policy, budget, allotted.value_max, chosen);
@@ -216,7 +218,7 @@ impl Job {
         for answer in answers {
             self.write_row(answer, &mut scratch, items);
         }
-        allocation
+        Ok(allocation)
     }
 
     fn read<'b>(&self, rows: &'b [Bytes], timing: &mut Timing) -> Read<'b> {

@@ -3,17 +3,21 @@
 use serde_json::{Value, json};
 
 use crate::ledger::{mainstay, problems};
-use crate::service::{Service, golden, shared};
+use crate::service::{Service, golden, shared, until};
 
 const VALUE: &str = include_str!("../../models/policy/value.toml");
 
 fn start(directory: &std::path::Path, more: &str) -> Service {
+    start_with(directory, more, "limits.batches_max=4")
+}
+
+fn start_with(directory: &std::path::Path, more: &str, setting: &str) -> Service {
     let path = directory.join("policy.toml");
     let (unbounded, _) = VALUE.split_once("[budget]").expect("a budget");
     std::fs::write(&path, format!("{unbounded}\n{more}")).expect("written");
     let serve =
         format!("models.serve=[{{ name = \"telco-churn\", version = \"1.0.0\", policy = \"{}\" }}]", path.display());
-    Service::start_in(directory, &[&serve])
+    Service::start_in(directory, &[&serve, setting])
 }
 
 /// Customers of whom some are worth much, who may have anything.
@@ -133,6 +137,31 @@ async fn what_was_chosen_for_a_batch_has_no_propensity() {
     let (code, text) = mainstay(&service.ledger, &["replay", "--last", "40"]);
     let told = format!("{} more came out the same but for the choice", counts[0]);
     assert!(code == 0 && text.contains(&format!("{} of 40 decisions", counts[1])) && text.contains(&told), "{text}");
+}
+
+/// Nothing of a batch with a budget is on record before all of it is decided on: whoever leaves before that leaves nothing.
+#[tokio::test]
+async fn a_budget_is_not_spent_for_who_has_gone() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let service = start_with(directory.path(), "", "limits.batches_max=1");
+    let customers = customers();
+    let body = json!(customers.iter().cycle().take(10_000).collect::<Vec<_>>()).to_string();
+    let head = format!(
+        "POST /v1/score/batch?budget=1000 HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    let mut stream = service.connect();
+    std::io::Write::write_all(&mut stream, format!("{head}{body}").as_bytes()).expect("written");
+    // It is worked on from when it has its place.
+    let is_busy = async || service.post("/v1/score?counterfactuals=1", &customers[0]).await.status == 503;
+    until(is_busy).await;
+    stream.shutdown(std::net::Shutdown::Both).expect("gone");
+    until(async || crate::deadline::metric(&service, "mainstay_http_requests_abandoned_total").await == 1.0).await;
+    until(async || service.post("/v1/score/batch", &json!([])).await.status == 200).await;
+    let database = rusqlite::Connection::open(service.ledger.join("ledger.db")).expect("a ledger");
+    let sql = "SELECT count(*) FROM entry WHERE kind = 'decision' AND instr(body, 'budget:allocation') > 0";
+    let spent: i64 = database.query_row(sql, [], |row| row.get(0)).expect("a count");
+    assert_eq!(spent, 0, "it went on to the end");
 }
 
 #[tokio::test]
