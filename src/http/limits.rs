@@ -11,7 +11,7 @@ use super::incoming::OPEN_BYTES;
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Limits {
-    /// Requests of `/v1` answered at a time; one more is shed with 503.
+    /// Scoring requests answered at a time; one more is shed with 503.
     pub in_flight_max: usize,
     /// The largest body of one customer, and row of a batch, in bytes.
     pub body_bytes_max: usize,

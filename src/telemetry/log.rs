@@ -18,7 +18,7 @@ pub struct Options {
     pub format: Format,
     /// The least severe lines that are written.
     pub level: Level,
-    /// The share of requests that get a line of their own, 0 to 1; a 5xx always gets one.
+    /// The share of requests that get a line of their own, 0 to 1. The cause of a 500 is always logged.
     pub request_share: f64,
 }
 
