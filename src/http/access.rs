@@ -27,6 +27,9 @@ const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy"
 /// The name of the credentials in the contract.
 const SCHEME: &str = "bearer";
 
+/// What is said of a path that no route has.
+pub(super) const NO_SUCH_PATH: &str = "no such path; see /openapi.json";
+
 /// How the contract begins to say that a scope is missing.
 const LACKS: &str = "The caller lacks the scope";
 
@@ -188,7 +191,7 @@ impl Gate {
     }
 
     fn needs(&self, path: &str, method: &Method) -> Result<Needs, Problem> {
-        let methods = self.doors.get(path).ok_or_else(|| Problem::new(Code::NotFound, "no such path; see /docs"))?;
+        let methods = self.doors.get(path).ok_or_else(|| Problem::new(Code::NotFound, NO_SUCH_PATH))?;
         let asked = if method == Method::HEAD { &Method::GET } else { method };
         methods.iter().find(|(known, _)| known == asked).map(|(_, needs)| *needs).ok_or_else(|| {
             let mut known: Vec<&str> = methods.iter().map(|(method, _)| method.as_str()).collect();
@@ -269,13 +272,17 @@ impl From<Refused> for Problem {
             Refused::Scope(scope) => {
                 let name = scope.name();
                 let challenge = format!("Bearer realm=\"mainstay\", error=\"insufficient_scope\", scope=\"{name}\"");
-                Problem::new(Code::MissingScope, format!("this needs the scope \"{name}\", which the caller has not"))
-                    .with_header(WWW_AUTHENTICATE, &challenge)
+                Problem::new(
+                    Code::MissingScope,
+                    format!("this needs the scope \"{name}\", which the caller does not have"),
+                )
+                .with_header(WWW_AUTHENTICATE, &challenge)
             }
             Refused::Rate { rate, wait } => {
                 let secs = wait.as_millis().div_ceil(1_000).max(1);
                 let (policy, limit) = rate_headers(rate, 0, secs.min(u128::from(u32::MAX)) as u32);
-                let detail = format!("the caller may ask {} times a second; try again after {secs} s", rate.per_sec);
+                let detail =
+                    format!("the caller is limited to {} requests a second; try again after {secs} s", rate.per_sec);
                 Problem::new(Code::RateLimited, detail)
                     .with_header(RETRY_AFTER, &secs.to_string())
                     .with_header(RATE_LIMIT_POLICY, policy.to_str().unwrap_or_default())
@@ -309,7 +316,7 @@ impl Who {
             shared.engine.metrics().refused("role");
             let detail = match roles.as_slice() {
                 [] => "nobody may do this: access.deployers names no role".to_owned(),
-                roles => format!("this needs the role {}, which the caller has not", roles.join(" or ")),
+                roles => format!("this needs the role {}, which the caller does not have", roles.join(" or ")),
             };
             Problem::new(Code::MissingRole, detail)
         })

@@ -44,7 +44,7 @@ pub(super) struct Changing {
     by: Option<String>,
     #[serde(default)]
     why: String,
-    /// Although customers are moved by it while it runs
+    /// Apply it even if it moves customers while the experiment runs
     #[serde(default)]
     force: bool,
     /// What takes its place: all of it

@@ -46,12 +46,13 @@ use crate::engine::{Draw, Serving};
 /// cannot be asked for.
 #[utoipa::path(
     post, path = "/v1/score/batch", tag = "score", operation_id = "score_batch",
-    params(extract::AskedOfMany, deadline::Stated),
+    params(extract::AskedOfMany, deadline::Stated, extract::Addressed),
     request_body(content((Vec<wire::Customer> = "application/json"), (String = "application/x-ndjson"), (wire_batch::Columns = "application/vnd.apache.arrow.stream"))),
     responses(
         (status = 200, description = "An answer per row, in order", content((wire_batch::Batch = "application/json"), (String = "application/x-ndjson"), (wire_batch::Columns = "application/vnd.apache.arrow.stream"))),
         (status = 422, description = "The body is not an array", body = problem::Document, content_type = "application/problem+json"),
         wire_problem::Refused,
+        wire_problem::Addressing,
     )
 )]
 pub(super) async fn score_batch(
@@ -69,13 +70,14 @@ pub(super) async fn score_batch(
 /// As `/v1/score/batch`.
 #[utoipa::path(
     post, path = "/v1/models/{model}/score/batch", tag = "score", operation_id = "score_batch_with_model",
-    params(("model" = String, Path, description = "The name of a model in service"), extract::AskedOfMany, deadline::Stated),
+    params(("model" = String, Path, description = "The name of a model in service"), extract::AskedOfMany, deadline::Stated, extract::Addressed),
     request_body(content((Vec<wire::Customer> = "application/json"), (String = "application/x-ndjson"), (wire_batch::Columns = "application/vnd.apache.arrow.stream"))),
     responses(
         (status = 200, description = "An answer per row, in order", content((wire_batch::Batch = "application/json"), (String = "application/x-ndjson"), (wire_batch::Columns = "application/vnd.apache.arrow.stream"))),
         (status = 404, description = "No such model is in service", body = problem::Document, content_type = "application/problem+json"),
         (status = 422, description = "The body is not an array", body = problem::Document, content_type = "application/problem+json"),
         wire_problem::Refused,
+        wire_problem::Addressing,
     )
 )]
 pub(super) async fn score_batch_with_model(

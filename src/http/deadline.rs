@@ -23,9 +23,9 @@ const TIMEOUT_MS_MAX: u64 = 3_600_000;
 #[into_params(parameter_in = Header)]
 #[expect(dead_code, reason = "the contract; the header is read by `Deadline`")]
 pub(super) struct Stated {
-    /// How long you wait for the answer, in milliseconds from when the request is sent. What cannot be begun in that time is not: it is
-    /// answered with `deadline_exceeded`, and nothing was decided or recorded. What is on record by then is answered all the same. The
-    /// service's own limits hold besides: whichever is sooner. An array of outcomes may be cut short: send all of it again.
+    /// How long you wait for the answer, in milliseconds from when the request is sent. Work that cannot start in that time is not started:
+    /// you get `deadline_exceeded`, and nothing was decided or recorded. Whatever is already recorded is answered, even late. The service's
+    /// own limits hold besides: whichever is sooner. An array of outcomes may be cut short: send all of it again.
     #[param(rename = "x-request-timeout-ms", required = false, nullable = false, minimum = 1, maximum = 3_600_000)]
     timeout_ms: Option<u64>,
 }
@@ -124,7 +124,7 @@ impl Drop for Presence {
 }
 
 fn late() -> Problem {
-    Problem::new(Code::DeadlineExceeded, "x-request-timeout-ms went by before this was begun")
+    Problem::new(Code::DeadlineExceeded, "x-request-timeout-ms elapsed before the work was started")
 }
 
 #[cfg(test)]

@@ -306,6 +306,17 @@ fn legal(top: Option<usize>, counterfactuals: Option<usize>) -> Result<Wanted, P
     if violations.is_empty() { Ok(Wanted { top, counterfactuals }) } else { Err(Problem::invalid(violations)) }
 }
 
+/// The header `x-mainstay-arm`, for the contract.
+#[derive(utoipa::IntoParams)]
+#[into_params(parameter_in = Header)]
+#[expect(dead_code, reason = "the contract; the header is read by `arm`")]
+pub(super) struct Addressed {
+    /// Which model answers, whatever arm the customer is in: `champion`, or `challenger` for the one in the other slot. For tests, and only
+    /// where the setting `rollouts.arm_header` is on.
+    #[param(rename = "x-mainstay-arm", required = false, nullable = false, pattern = "^(champion|challenger)$")]
+    arm: Option<String>,
+}
+
 /// The arm that the caller addresses by the header `x-mainstay-arm`, where the configuration lets callers do that.
 pub(super) fn arm(shared: &Shared, headers: &HeaderMap) -> Result<Option<Arm>, Problem> {
     let Some(value) = headers.get("x-mainstay-arm") else { return Ok(None) };

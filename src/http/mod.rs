@@ -228,7 +228,7 @@ fn health() -> Doors {
         .with(Needs::Nothing, routes!(health::version))
 }
 
-/// The routes that move models and experiments: of the admin plane alone.
+/// The routes that move models and experiments, copy the ledger and change its keys: of the admin plane alone.
 fn operating() -> Doors {
     Doors::new(openapi::Admin::openapi())
         .with(Needs::Scope(Scope::Read), routes!(slots::slots))
@@ -241,6 +241,8 @@ fn operating() -> Doors {
         .with(Needs::Scope(Scope::Operate), routes!(experiments::create))
         .with(Needs::Scope(Scope::Read), routes!(experiments::experiment))
         .with(Needs::Scope(Scope::Operate), routes!(experiments::act))
+        .with(Needs::Scope(Scope::Admin), routes!(admin::backup))
+        .with(Needs::Scope(Scope::Admin), routes!(admin::rotate_keys))
 }
 
 /// The routes that tell what was measured: of the admin plane alone.
@@ -282,8 +284,6 @@ fn admin_doors() -> Doors {
         .merge(measuring())
         .plain(Needs::Contract, Method::GET, "/openapi.json", openapi::admin)
         .plain(Needs::Metrics, Method::GET, "/metrics", admin::metrics)
-        .plain(Needs::Scope(Scope::Admin), Method::POST, "/v1/ledger/backup", admin::backup)
-        .plain(Needs::Scope(Scope::Admin), Method::POST, "/v1/ledger/rotate-keys", admin::rotate_keys)
 }
 
 /// Runs `work` on the threads for batches and other long work.
@@ -370,7 +370,7 @@ fn finish(doors: Doors, shared: &Shared) -> Router {
         // A panic ends one request, not the thread.
         .layer(CatchPanicLayer::custom(move |_| layers::panicked(&for_panics)));
     router
-        .fallback(|| async { Problem::new(Code::NotFound, "no such path; see /docs") })
+        .fallback(|| async { Problem::new(Code::NotFound, access::NO_SUCH_PATH) })
         .method_not_allowed_fallback(|| async {
             Problem::new(Code::MethodNotAllowed, "the header `allow` lists the methods that this path knows")
         })

@@ -39,7 +39,7 @@ pub(super) struct Base;
 #[openapi(
     info(
         title = "Mainstay: the admin plane",
-        description = "Models in slots, rollouts, rollback, policies, experiments. Every error is `application/problem+json` (RFC 9457).",
+        description = "Models in slots, rollouts, rollback, policies, experiments, the ledger. Every error is `application/problem+json` (RFC 9457).",
         license(name = "Apache-2.0", identifier = "Apache-2.0")
     ),
     tags(
@@ -47,6 +47,7 @@ pub(super) struct Base;
         (name = "slots", description = "What stands where, and the verbs that move it"),
         (name = "experiments", description = "Policies or interventions compared on shares of the customers"),
         (name = "insight", description = "What came of decisions: key figures, quality, drift, fairness"),
+        (name = "ledger", description = "Copies and keys of the record"),
         (name = "health", description = "Liveness, readiness, version"),
     )
 )]

@@ -1,5 +1,5 @@
 //! Problems: the only place that chooses a status. RFC 9457 `application/problem+json` with a stable code, every violation by
-//! JSON pointer, and the request id. The cause of a 5xx is logged here, once, and never told to the caller.
+//! JSON pointer, and the request id. The cause of a 500 is logged here, once, and never told to the caller.
 
 use std::borrow::Cow;
 
@@ -85,8 +85,8 @@ impl Code {
             Code::MethodNotAllowed => {
                 (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "The resource does not know this method")
             }
-            Code::ArmNotAddressable => (StatusCode::FORBIDDEN, "arm_not_addressable", "No arm may be addressed"),
-            Code::Unauthenticated => (StatusCode::UNAUTHORIZED, "unauthenticated", "Who calls is not known"),
+            Code::ArmNotAddressable => (StatusCode::FORBIDDEN, "arm_not_addressable", "This arm cannot be addressed"),
+            Code::Unauthenticated => (StatusCode::UNAUTHORIZED, "unauthenticated", "The caller is not authenticated"),
             Code::MissingScope => (StatusCode::FORBIDDEN, "missing_scope", "The caller lacks a scope"),
             Code::MissingRole => (StatusCode::FORBIDDEN, "missing_role", "The caller lacks a role"),
             Code::RateLimited => (StatusCode::TOO_MANY_REQUESTS, "rate_limited", "The caller's rate is used up"),

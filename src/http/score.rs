@@ -21,12 +21,13 @@ use crate::engine::{self, Receipt, Serving, Stages, Turn};
 /// Score one customer with the default model
 #[utoipa::path(
     post, path = "/v1/score", tag = "score", operation_id = "score",
-    params(extract::Asked, deadline::Stated),
+    params(extract::Asked, deadline::Stated, extract::Addressed),
     request_body(content = wire::Customer, content_type = "application/json"),
     responses(
         (status = 200, description = "The decision", body = wire::Decision, content_type = "application/json"),
         (status = 422, description = "The request breaks the contract; every violation is told", body = problem::Document, content_type = "application/problem+json"),
         wire_problem::Refused,
+        wire_problem::Addressing,
     )
 )]
 pub(super) async fn score(
@@ -42,13 +43,14 @@ pub(super) async fn score(
 /// Score one customer with a model
 #[utoipa::path(
     post, path = "/v1/models/{model}/score", tag = "score", operation_id = "score_with_model",
-    params(("model" = String, Path, description = "The name of a model in service"), extract::Asked, deadline::Stated),
+    params(("model" = String, Path, description = "The name of a model in service"), extract::Asked, deadline::Stated, extract::Addressed),
     request_body(content = wire::Customer, content_type = "application/json"),
     responses(
         (status = 200, description = "The decision", body = wire::Decision, content_type = "application/json"),
         (status = 404, description = "No such model is in service", body = problem::Document, content_type = "application/problem+json"),
         (status = 422, description = "The request breaks the contract; every violation is told", body = problem::Document, content_type = "application/problem+json"),
         wire_problem::Refused,
+        wire_problem::Addressing,
     )
 )]
 pub(super) async fn score_with_model(

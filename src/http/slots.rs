@@ -49,10 +49,10 @@ pub(super) struct Stage {
     /// The version of the bundle
     #[schema(example = "1.1.0")]
     version: String,
-    /// Stage it although it refuses requests that are legal now
+    /// Stage it even if it would refuse requests that are accepted now
     #[serde(default)]
     allow_breaking: bool,
-    /// Make so many of the last recorded decisions again by both models, and tell the differences
+    /// Replay this many recent decisions through both models and report the differences
     #[serde(default)]
     replay_last: usize,
 }
@@ -64,7 +64,7 @@ pub(super) struct Promote {
     by: Option<String>,
     #[serde(default)]
     why: String,
-    /// Although its rollout has not passed to its end
+    /// Promote even if its rollout has not passed its last step
     #[serde(default)]
     force: bool,
 }

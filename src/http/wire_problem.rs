@@ -26,9 +26,19 @@ pub(super) enum Refused {
     /// The service is at its limit; the header `retry-after` says when to try again
     #[response(status = 503, content_type = "application/problem+json")]
     Overloaded(Document<'static>),
-    /// `x-request-timeout-ms` went by before the work was begun
+    /// `x-request-timeout-ms` elapsed before the work was started
     #[response(status = 504, content_type = "application/problem+json")]
     TooLate(Document<'static>),
+}
+
+/// What a request that may address an arm can be answered with besides, for the contract.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "the contract; problems are written by `problem::Problem`")]
+pub(super) enum Addressing {
+    /// `x-mainstay-arm` cannot be used: the setting `rollouts.arm_header` is off, or the other slot is empty. Or, where credentials are asked
+    /// for, the caller lacks the scope `score`
+    #[response(status = 403, content_type = "application/problem+json")]
+    NotAddressable(Document<'static>),
 }
 
 /// What every request that needs the ledger can be answered with, for the contract.
@@ -41,7 +51,7 @@ pub(super) enum Failing {
     /// The service is at its limit, or the ledger is not there; the header `retry-after` says when to try again
     #[response(status = 503, content_type = "application/problem+json")]
     Unavailable(Document<'static>),
-    /// `x-request-timeout-ms` went by before the work was begun
+    /// `x-request-timeout-ms` elapsed before the work was started
     #[response(status = 504, content_type = "application/problem+json")]
     TooLate(Document<'static>),
 }

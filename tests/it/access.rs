@@ -216,7 +216,7 @@ async fn what_is_open_needs_nothing_and_a_wrong_id_looks_like_a_wrong_secret() {
     insta::assert_json_snapshot!(wrong.1, @r#"
     {
       "type": "urn:mainstay:problem:unauthenticated",
-      "title": "Who calls is not known",
+      "title": "The caller is not authenticated",
       "status": 401,
       "code": "unauthenticated",
       "detail": "the key or token is not valid",
@@ -454,7 +454,7 @@ async fn the_command_line_makes_keys_and_uses_them() {
     };
     let (code, told) = slots(&[]);
     assert_eq!(code, 1, "{told}");
-    assert!(told.contains("Who calls is not known"), "{told}");
+    assert!(told.contains("The caller is not authenticated"), "{told}");
     assert_eq!(slots(&["--key-file", key_file.to_str().expect("a path")]).0, 0);
     let (code, told) = mainstay(
         &service.ledger,

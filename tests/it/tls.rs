@@ -492,7 +492,7 @@ fn the_command_line_speaks_tls_to_both_planes() {
     let (code, text) = run(&[with_certificate.as_slice(), &["--key-file", &key_file.display().to_string()]].concat());
     assert!(code == Some(0) && text.contains("telco-churn"), "{text}");
     let (code, text) = run(&with_certificate);
-    assert!(code == Some(1) && text.contains("Who calls is not known"), "{text}");
+    assert!(code == Some(1) && text.contains("The caller is not authenticated"), "{text}");
     assert_eq!(run(&["slots", "--ca", &ca]).0, Some(69), "without a client certificate");
     assert_eq!(run(&["slots"]).0, Some(69), "without TLS");
 }
