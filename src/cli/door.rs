@@ -19,10 +19,10 @@ use crate::http;
 /// How a running service is called.
 #[derive(Debug, Clone, Default, Args)]
 pub(super) struct Called {
-    /// Speak TLS, and trust the CAs of this PEM file [default: as the configuration says, and only the certificate that stands there]
+    /// Speak TLS and trust the CAs of this PEM file [default: as configured, trusting only the configured certificate]
     #[arg(long, value_name = "FILE", env = "MAINSTAY_CA")]
     ca: Option<PathBuf>,
-    /// The name that the certificate has to be for [default: the address]
+    /// The name expected in the certificate [default: the address]
     #[arg(long, value_name = "NAME", env = "MAINSTAY_SERVER_NAME", requires = "ca")]
     server_name: Option<String>,
     /// Show this client certificate, a PEM file

@@ -15,7 +15,7 @@ use super::table::{aligned, row};
 pub(super) enum Experiment {
     /// List the experiments
     List {
-        /// Those of this model; all without it
+        /// Only those of this model
         model: Option<String>,
         #[command(flatten)]
         out: Out,
@@ -42,7 +42,7 @@ pub(super) enum Experiment {
     Change {
         /// The TOML file
         file: PathBuf,
-        /// Although customers are moved by it while it runs
+        /// Apply it even if it moves customers while the experiment runs
         #[arg(long)]
         force: bool,
         #[command(flatten)]

@@ -20,7 +20,7 @@ pub(super) enum KeyCommand {
         #[command(flatten)]
         place: Place,
     },
-    /// Let a key open nothing any more
+    /// Revoke a key
     Revoke {
         /// Its id, as `mainstay key list` shows it
         id: String,
@@ -31,23 +31,23 @@ pub(super) enum KeyCommand {
 
 #[derive(Debug, Args)]
 pub(super) struct New {
-    /// Who holds it: goes on record with what is done by it
+    /// The holder's name, recorded with whatever is done with the key
     #[arg(long)]
     actor: String,
-    /// What it opens, of score, outcomes, read, operate, admin
+    /// Its scopes, of score, outcomes, read, operate, admin
     #[arg(long, value_delimiter = ',', required = true, value_parser = scope)]
     scopes: Vec<Scope>,
     /// The roles of its holder
     #[arg(long, value_delimiter = ',')]
     roles: Vec<String>,
-    /// After how many days it opens nothing any more
+    /// Days until it expires [default: never]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=36_500))]
     days: Option<u32>,
-    /// Requests a second, if not as many as the configuration says
+    /// Requests allowed a second [default: access.rate_per_sec]
     #[arg(long)]
     rate: Option<u32>,
-    /// Requests at once after a pause; as many as in a second without it
-    #[arg(long, requires = "rate", default_value_t = 0)]
+    /// Burst: requests allowed at once after a pause [default: one second's worth]
+    #[arg(long, requires = "rate", default_value_t = 0, hide_default_value = true)]
     burst: u32,
     #[command(flatten)]
     place: Place,

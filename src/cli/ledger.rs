@@ -18,7 +18,7 @@ pub(super) struct ReplayArguments {
     /// The decision id
     #[arg(required_unless_present = "last")]
     id: Option<String>,
-    /// The last so many decisions instead of one
+    /// Replay this many of the last decisions
     #[arg(long, conflicts_with = "id")]
     last: Option<usize>,
     #[command(flatten)]
@@ -37,7 +37,7 @@ pub(super) enum LedgerCommand {
     Export {
         /// The new file
         path: PathBuf,
-        /// What of
+        /// What to export
         #[arg(long, value_enum, default_value_t = What::Decisions)]
         what: What,
         /// Recorded at or after this time, RFC 3339

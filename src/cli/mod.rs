@@ -32,7 +32,7 @@ use crate::{http, telemetry};
 const REFUSED: u8 = 1;
 /// Bad usage or configuration (EX_USAGE of sysexits.h).
 const USAGE: u8 = 64;
-/// A bundle or a policy that breaks its contract (EX_DATAERR).
+/// Data that cannot be used, or is not as it was recorded: bundles, policies, keys of callers, the ledger (EX_DATAERR).
 const DATA: u8 = 65;
 /// Something that is needed is not there: library, file, address (EX_UNAVAILABLE).
 const UNAVAILABLE: u8 = 69;
@@ -61,7 +61,7 @@ enum Command {
     Ledger(LedgerCommand),
     /// Show the slots of the models: what stands in them, in which role, and how a rollout goes
     Slots(slots::Show),
-    /// Show what was done to the slots of a model
+    /// Show who did what to the slots of a model, and why
     History(slots::History),
     /// Load and probe a version into the idle slot
     Stage(slots::Stage),
@@ -87,9 +87,9 @@ enum Command {
     Key(key::KeyCommand),
     /// Ask a running service whether it is ready: exit code 0 if so
     Health(door::Called),
-    /// Write the contract of the HTTP API to standard output
+    /// Print the OpenAPI contract
     Openapi {
-        /// That of the admin plane
+        /// The contract of the admin plane
         #[arg(long)]
         admin: bool,
     },
@@ -105,7 +105,7 @@ struct Configured {
     /// The configuration file [default: mainstay.toml, if it is there]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Set one key of the configuration; may be repeated
+    /// Set one key of the configuration; can be repeated
     #[arg(long = "set", value_name = "KEY=VALUE")]
     flags: Vec<String>,
 }
@@ -135,7 +135,7 @@ enum Verify {
     },
     /// Check every record of the ledger: changed, missing, inserted, reordered, cut off
     Ledger {
-        /// A head that was noted outside, SEQ:LINK: it must still be there
+        /// A head noted earlier, which must still be there
         #[arg(long, value_name = "SEQ:LINK")]
         expect: Option<String>,
         #[command(flatten)]
@@ -189,7 +189,7 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     if matches!(error.downcast_ref(), Some(PolicyError::Wrong { .. }))
         || error.is::<Falls>()
         || matches!(error.downcast_ref(), Some(access::Error::Keys { .. } | access::Error::Jwks { .. }))
-        || matches!(error.downcast_ref(), Some(crate::ledger::Error::Broken(_)))
+        || error.downcast_ref().is_some_and(crate::ledger::Error::is_damage)
     {
         return DATA;
     }

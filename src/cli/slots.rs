@@ -12,7 +12,7 @@ use super::{client, write_out};
 
 #[derive(Debug, Args)]
 pub(super) struct Show {
-    /// The model; all without it
+    /// The model [default: all]
     model: Option<String>,
     #[command(flatten)]
     out: Out,
@@ -22,7 +22,7 @@ pub(super) struct Show {
 pub(super) struct History {
     /// The model
     model: String,
-    /// At most so many moves
+    /// The most moves to show
     #[arg(long, default_value_t = 20)]
     limit: usize,
     #[command(flatten)]
@@ -35,10 +35,10 @@ pub(super) struct Stage {
     model: String,
     /// The version: its bundle stands in models.dir
     version: String,
-    /// Make so many of the last recorded decisions again by both models, and tell the differences
+    /// Replay this many recent decisions through both models and report the differences
     #[arg(long, value_name = "COUNT", default_value_t = 0)]
     replay: usize,
-    /// Stage it although it refuses requests that are legal now
+    /// Stage it even if it would refuse requests that are accepted now
     #[arg(long)]
     allow_breaking: bool,
     #[command(flatten)]
@@ -49,7 +49,7 @@ pub(super) struct Stage {
 pub(super) struct Promote {
     /// The model
     model: String,
-    /// Although its rollout has not passed to its end
+    /// Promote even if its rollout has not passed its last step
     #[arg(long)]
     force: bool,
     #[command(flatten)]
@@ -73,7 +73,7 @@ pub(super) enum Rollout {
         /// Only score a sample beside the champion
         #[arg(long)]
         shadow: bool,
-        /// Promote it without a person when it has passed to its end
+        /// Promote it without a person once it has passed its last step
         #[arg(long)]
         promote: bool,
         /// Other steps: SHARE:SECONDS, such as 0.01:600,0.25:600,1:600
@@ -82,11 +82,11 @@ pub(super) enum Rollout {
         #[command(flatten)]
         asked: Asked,
     },
-    /// Keep it at its step; the guardrails hold all the same
+    /// Stay at this step; the guardrails stay on
     Pause(Plain),
-    /// Let it go on
+    /// Continue a paused rollout
     Resume(Plain),
-    /// Go to its next step, whatever its verdict
+    /// Go to the next step, whatever the verdict
     Advance(Plain),
     /// End it: the challenger loses its share
     Abort(Plain),
@@ -94,7 +94,7 @@ pub(super) enum Rollout {
     Approve {
         /// The model
         model: String,
-        /// In which role, one of rollouts.approvals
+        /// Your role, one of rollouts.approvals
         role: String,
         #[command(flatten)]
         asked: Asked,
@@ -103,13 +103,13 @@ pub(super) enum Rollout {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Policy {
-    /// Tell what a policy would have made of recorded decisions, beside the policy in force; nothing changes
+    /// Report what a policy would have done with recorded decisions, beside the policy in force; nothing changes
     Simulate {
         /// The model
         model: String,
         /// The policy document
         file: PathBuf,
-        /// On how many of the last decisions; without it 1000, or all of the time that is named
+        /// How many recent decisions to use [default: 1000, or all of the given time]
         #[arg(long)]
         last: Option<usize>,
         /// Made at or after this time, RFC 3339
@@ -143,13 +143,13 @@ pub(super) enum Policy {
 /// Who asks, and why.
 #[derive(Debug, Args)]
 pub(super) struct Asked {
-    /// Who asks: it stands on record [default: the holder of the API key, or $USER where there is none]
+    /// Your name, for the record [default: the holder of the API key, or $USER without one]
     #[arg(long)]
     by: Option<String>,
-    /// Why: it stands on record
+    /// The reason, for the record
     #[arg(long, default_value = "")]
     why: String,
-    /// A key of your choice: the same request with the same key is done once
+    /// A key of your choice: the same request with the same key is done only once
     #[arg(long)]
     key: Option<String>,
     #[command(flatten)]
@@ -158,7 +158,7 @@ pub(super) struct Asked {
 
 #[derive(Debug, Args)]
 pub(super) struct Out {
-    /// Write the answer of the service as it is
+    /// Print the JSON answer of the service
     #[arg(long)]
     json: bool,
     #[command(flatten)]

@@ -227,10 +227,13 @@ impl Ledger {
     }
 
     /// Copies the database, as of now, into a new file at `path`, while the service goes on. The key file is not copied.
+    ///
+    /// Errors: [`Error::File`] where the file is there already or its directory is not; the database.
     pub fn backup(&self, path: &Path, by: Option<&str>) -> Result<(), Error> {
-        if path.exists() {
-            let source = std::io::ErrorKind::AlreadyExists.into();
-            return Err(Error::File { path: path.to_owned(), source });
+        let has_place = path.parent().is_some_and(|parent| parent.as_os_str().is_empty() || parent.is_dir());
+        if path.exists() || !has_place {
+            let why = if has_place { std::io::ErrorKind::AlreadyExists } else { std::io::ErrorKind::NotFound };
+            return Err(Error::File { path: path.to_owned(), source: why.into() });
         }
         self.act(Action::Backup { by: by.map(str::to_owned) })?;
         self.readers.with(|database| {

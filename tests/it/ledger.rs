@@ -363,7 +363,13 @@ async fn a_backup_is_restored_whole_or_not_at_all() {
     let backup_path = backup.to_str().expect("a path");
     let (code, text) = mainstay(&ledger, &["ledger", "backup", backup_path, "--set", &admin]);
     assert_eq!(code, 0, "{text}");
-    assert_ne!(mainstay(&ledger, &["ledger", "backup", backup_path, "--set", &admin]).0, 0, "nothing is overwritten");
+    for wrong in [backup_path, &format!("{backup_path}/nowhere.db"), "/"] {
+        let (code, text) = mainstay(&ledger, &["ledger", "backup", wrong, "--set", &admin]);
+        assert!(
+            code == 1 && text.contains("/path is out of range: expected a file that is not there yet"),
+            "{wrong}: {text}"
+        );
+    }
     let second = decide(&service, &customer()).await;
     let (code, text) = mainstay(&ledger, &["ledger", "restore", backup_path]);
     assert!(code != 0 && text.contains("in use"), "{text}");

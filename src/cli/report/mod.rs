@@ -25,7 +25,7 @@ const WINDOW: &str = "30d";
 /// What to review, and where to write it.
 #[derive(Debug, Args)]
 pub(super) struct Report {
-    /// The model; all without it
+    /// The model [default: all]
     #[arg(long, value_name = "NAME")]
     model: Option<String>,
     /// The file [default: mainstay-report-YYYY-MM.html, by the end of the window]
