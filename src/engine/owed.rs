@@ -32,7 +32,7 @@ pub(super) struct Late {
 #[derive(Debug)]
 pub(super) enum Outcome {
     /// Other slots, with what was delivered for them.
-    Slots(Slots, Delivery),
+    Slots(Box<Slots>, Delivery),
     /// Other experiments, with the policies of their arms that were not there.
     Experiments(Registry, ArmPolicies),
 }
@@ -110,7 +110,7 @@ impl Engine {
                     held.account = self.account(deck, policy, held.account.as_deref());
                     held.capacities = self.capacities(deck, policy, held.capacities.as_deref());
                 }
-                let left = held.take_over(next, delivery);
+                let left = held.take_over(*next, delivery);
                 let flip = self.publish(deck, held);
                 self.retire(left);
                 flip

@@ -327,7 +327,7 @@ impl Engine {
             documents,
             request,
         };
-        let outcome = Outcome::Slots(next, delivery);
+        let outcome = Outcome::Slots(Box::new(next), delivery);
         let flip = match (&self.ledger, step) {
             // A broken challenger loses its customers before that is written down, whether it can be or not.
             (Some(ledger), Move::Fail) => {

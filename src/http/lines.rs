@@ -79,6 +79,7 @@ mod tests {
         batch_rows_max: 1,
         batch_body_bytes_max: 1,
         intake_bytes_max: 1 << 20,
+        nice_max: 0,
     };
 
     /// What comes of a body in `frames`.
