@@ -115,6 +115,9 @@ async fn bodies_that_are_open_are_bounded_by_what_they_hold() {
     assert_eq!(service.post("/v1/score", &customer()).await.status, 200);
     drop(streams);
     until(async || service.post("/v1/score/batch", &json!([])).await.status == 200).await;
+    // What is too little for the largest batch is told before anything is served.
+    let told = crate::service::config(&["limits.intake_bytes_max=1000000"]).err().map(|error| error.to_string());
+    assert!(told.as_ref().is_some_and(|told| told.contains("33685504, or more")), "{told:?}");
 }
 
 #[test]
