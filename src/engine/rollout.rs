@@ -102,7 +102,8 @@ impl Evidence {
         // Each step is a trial of its own.
         let alpha = rollout.plan.limits.alpha / rollout.plan.steps.len().max(1) as f64;
         let limits = Limits { alpha, ..rollout.plan.limits };
-        self.readings = guardrail::judge(&limits, &self.errors, &champion, &challenger);
+        let is_alone = rollout.at().exposure == Exposure::Canary && rollout.at().share >= 1.0;
+        self.readings = guardrail::judge(&limits, is_alone, &self.errors, &champion, &challenger);
         let answers = self.answers(watches);
         self.readings.extend(answers);
         // Nobody is answered by a shadow, so nothing comes of it. The rest is evidence of all steps together.

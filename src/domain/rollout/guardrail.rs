@@ -193,10 +193,17 @@ pub fn verdict(readings: &[Reading]) -> Verdict {
     }
 }
 
-/// Judges the challenger against the champion; `errors` has followed the failures of both.
-pub fn judge(limits: &Limits, errors: &RateTest, champion: &Observed, challenger: &Observed) -> Vec<Reading> {
+/// Judges the challenger against the champion; `errors` has followed the failures of both. It `is_alone` where all customers are its own,
+/// so that it is not waited for those of the champion.
+pub fn judge(
+    limits: &Limits,
+    is_alone: bool,
+    errors: &RateTest,
+    champion: &Observed,
+    challenger: &Observed,
+) -> Vec<Reading> {
     let mut readings = vec![
-        error_rate(limits, errors, champion, challenger),
+        error_rate(limits, is_alone, errors, champion, challenger),
         non_finite(limits, challenger),
         latency(limits, champion, challenger),
         score_drift(limits, champion, challenger),
@@ -221,15 +228,21 @@ fn decide(fail: bool, pass: bool) -> Verdict {
 
 /// Fails when failures are surely more frequent than the champion's, or surely over its rate and the margin: the first finds a small
 /// difference, the second also works where the champion has no customers left to compare with.
-fn error_rate(limits: &Limits, errors: &RateTest, champion: &Observed, challenger: &Observed) -> Reading {
+fn error_rate(
+    limits: &Limits,
+    is_alone: bool,
+    errors: &RateTest,
+    champion: &Observed,
+    challenger: &Observed,
+) -> Reading {
     let alpha = limits.alpha / GUARDRAILS / 2.0;
     let e_value = errors.e_value();
     let (low, high) = share_interval(challenger.failed, challenger.customers, alpha);
     let (_, usual_high) = share_interval(champion.failed, champion.customers, alpha);
     let usual = champion.failed as f64 / champion.customers.max(1) as f64;
     let limit = usual + limits.error_margin;
-    // Without a champion to look at, any failure over the margin is too much.
-    let limit_surely = if champion.customers == 0 { limit } else { usual_high + limits.error_margin };
+    // Without a champion to look at, any failure over the margin is too much. One whose customers are still to come may fail as often.
+    let limit_surely = if champion.customers == 0 && is_alone { limit } else { usual_high + limits.error_margin };
     let gave_up = match (challenger.given_up, champion.given_up) {
         (0, 0) => String::new(),
         (own, usual) => format!("; their callers gave up on {own} of these, and on {usual} of the champion's"),
@@ -390,7 +403,7 @@ pub(in crate::domain) mod tests {
 
     #[test]
     fn an_equal_challenger_passes_with_data_and_holds_without() {
-        let judge = |count| judge(&limits(), &RateTest::default(), &usual(10_000), &usual(count));
+        let judge = |count| judge(&limits(), false, &RateTest::default(), &usual(10_000), &usual(count));
         assert_eq!(verdict(&judge(10_000)), Verdict::Pass, "{:#?}", judge(10_000));
         assert_eq!(verdict(&judge(100)), Verdict::Hold);
         assert_eq!(verdict(&judge(0)), Verdict::Hold);
@@ -401,29 +414,35 @@ pub(in crate::domain) mod tests {
     fn each_fault_is_found_by_its_guardrail() {
         let champion = usual(5_000);
         let slow = arm(300, |_| 90.0, |at| (at * 37 % 1_000) as f64 / 1_000.0);
-        assert_eq!(failed(&judge(&limits(), &RateTest::default(), &champion, &slow)), ["latency"]);
+        assert_eq!(failed(&judge(&limits(), false, &RateTest::default(), &champion, &slow)), ["latency"]);
         // Slow only now and then: the median is well, the p99 is not.
         let rarely = arm(5_000, |at| if at % 20 == 0 { 900.0 } else { 9.0 }, |at| (at * 37 % 1_000) as f64 / 1_000.0);
-        assert_eq!(failed(&judge(&limits(), &RateTest::default(), &champion, &rarely)), ["latency"]);
+        assert_eq!(failed(&judge(&limits(), false, &RateTest::default(), &champion, &rarely)), ["latency"]);
         let skewed = arm(2_000, |_| 9.0, |at| ((at * 37 % 1_000) as f64 / 1_000.0).powi(3));
-        assert_eq!(failed(&judge(&limits(), &RateTest::default(), &champion, &skewed)), ["score_drift", "tier_mix"]);
+        assert_eq!(
+            failed(&judge(&limits(), false, &RateTest::default(), &champion, &skewed)),
+            ["score_drift", "tier_mix"]
+        );
         let mut nan = usual(100);
         (nan.failed, nan.non_finite) = (1, 1);
-        assert_eq!(failed(&judge(&limits(), &RateTest::default(), &champion, &nan)), ["non_finite"]);
+        assert_eq!(failed(&judge(&limits(), false, &RateTest::default(), &champion, &nan)), ["non_finite"]);
         let mut errors = RateTest::default();
         errors.add(12, 0, 0.2);
         let mut erring = usual(1_000);
         erring.failed = 12;
-        assert_eq!(failed(&judge(&limits(), &errors, &champion, &erring)), ["error_rate"]);
+        assert_eq!(failed(&judge(&limits(), false, &errors, &champion, &erring)), ["error_rate"]);
     }
 
     #[test]
     fn failures_are_found_without_a_champion_to_compare_with() {
         let mut erring = usual(3_000);
         erring.failed = 84;
-        for champion in [usual(2_000), usual(0)] {
-            assert_eq!(failed(&judge(&limits(), &RateTest::default(), &champion, &erring)), ["error_rate"]);
-        }
+        let failed = |is_alone, champion| {
+            failed(&judge(&limits(), is_alone, &RateTest::default(), champion, &erring)).contains(&"error_rate")
+        };
+        assert!(failed(false, &usual(2_000)) && failed(true, &usual(0)));
+        // The first customers of a step may all be the challenger's.
+        assert!(!failed(false, &usual(0)));
     }
 
     type Drawn = fn(&mut fastrand::Rng) -> f64;
@@ -539,7 +558,7 @@ pub(in crate::domain) mod tests {
         ) {
             let mut challenger = arm(requests, |_| slow, |_| low);
             challenger.failed = errors.min(requests);
-            let readings = judge(&limits(), &RateTest::default(), &usual(1_000), &challenger);
+            let readings = judge(&limits(), false, &RateTest::default(), &usual(1_000), &challenger);
             prop_assert_eq!(readings.len(), 5);
             if requests < 500 {
                 prop_assert!(verdict(&readings) != Verdict::Pass);
