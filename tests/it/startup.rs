@@ -167,9 +167,19 @@ fn health_tells_by_its_exit_code() {
     assert!(mainstay(&["health", "--set", &set]).output().expect("a run").status.success());
 }
 
+/// A process that ends with the test, whatever becomes of that.
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// A process that is ready, with what it logs.
 struct Started {
-    process: Child,
+    process: Process,
     lines: Lines<BufReader<ChildStderr>>,
     ready: Value,
     logged: String,
@@ -181,7 +191,7 @@ impl Started {
         let mut lines = BufReader::new(process.stderr.take().expect("its log")).lines();
         let mut logged = String::new();
         let ready = line_of(&mut lines, &mut logged, "ready");
-        Self { process, lines, ready, logged }
+        Self { process: Process(process), lines, ready, logged }
     }
 }
 
@@ -197,15 +207,16 @@ fn line_of(lines: &mut Lines<BufReader<ChildStderr>>, logged: &mut String, messa
     }
 }
 
-fn signal(process: &Child, signal: Signal) {
-    kill_process(Pid::from_child(process), signal).expect("a signal");
+fn signal(process: &Process, signal: Signal) {
+    kill_process(Pid::from_child(&process.0), signal).expect("a signal");
 }
 
 /// A second signal does not wait for what the first one waits for, whichever of the two it is.
 #[test]
 fn a_second_signal_ends_the_process_at_once() {
     // A minute is what it would take else.
-    let patient = [["serve"].as_slice(), &PORTS, &["--set", "drain.timeout_ms=60000"]].concat();
+    let minute = ["--set", "drain.timeout_ms=60000", "--set", "limits.body_timeout_ms=60000"];
+    let patient = [["serve"].as_slice(), &PORTS, &minute].concat();
     for second in [Signal::TERM, Signal::INT] {
         let Started { mut process, mut lines, ready, mut logged } = Started::with(&patient);
         let address = ready["http"].as_str().expect("an address");
@@ -222,7 +233,7 @@ fn a_second_signal_ends_the_process_at_once() {
         }
         let told = Instant::now();
         signal(&process, second);
-        assert_eq!(process.wait().expect("an end").code(), Some(130));
+        assert_eq!(process.0.wait().expect("an end").code(), Some(130));
         assert!(told.elapsed() < Duration::from_secs(30), "{:?}", told.elapsed());
     }
 }
@@ -246,7 +257,7 @@ fn what_waits_for_a_restart_is_told_again() {
         assert_eq!((told["changed"].as_str(), waits), (Some(changed), vec!["log.format", "rollouts.shadow_queue_max"]));
     }
     signal(&process, Signal::TERM);
-    assert_eq!(process.wait().expect("an end").code(), Some(0));
+    assert_eq!(process.0.wait().expect("an end").code(), Some(0));
 }
 
 /// The whole life of the process: ready, a bad and a good request, SIGTERM, exit code 0. Nothing personal is in its log.
@@ -268,7 +279,7 @@ async fn the_process_starts_answers_and_stops_and_logs_nothing_personal() {
     let metrics = metrics.send().await.expect("an answer").text().await.expect("text");
     signal(&process, Signal::TERM);
     logged.extend(lines.map(|line| line.expect("text") + "\n"));
-    assert_eq!(process.wait().expect("an end").code(), Some(0));
+    assert_eq!(process.0.wait().expect("an end").code(), Some(0));
     assert!(logged.contains("\"status\":422") && logged.contains("stopped"), "{logged}");
     assert!(!logged.contains(secret) && !metrics.contains(secret));
     std::io::stdout().flush().expect("flushed");
