@@ -44,7 +44,8 @@ impl Options {
         let mut problems = Vec::new();
         let mut plan = |key, steps: Vec<Step>| {
             let plan = Plan { steps, limits: self.limits, promote: self.promote };
-            problems.extend(plan.problems().into_iter().map(|(place, text)| (key, format!("{place}: {text}"))));
+            problems
+                .extend(plan.problems().into_iter().map(|(place, text)| (key, format!("{place}: expected {text}"))));
         };
         plan("canary", self.canary.clone());
         if self.shadow.exposure != Exposure::Shadow || self.canary.iter().any(|step| step.exposure != Exposure::Canary)

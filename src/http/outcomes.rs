@@ -148,5 +148,5 @@ fn receipt(outcome: &Outcome, fate: Fate) -> Result<OutcomeReceipt, Problem> {
 }
 
 fn unanswered() -> Problem {
-    Problem::new(Code::Internal, "the outcome was not answered")
+    Problem::new(Code::Internal, "the outcome was not answered").caused_by("fewer answers than outcomes")
 }

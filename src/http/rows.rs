@@ -72,7 +72,8 @@ impl Decided {
         }
         let mut decisions = decisions.into_iter();
         self.problems.into_iter().map(move |problem| {
-            let unanswered = || Err(Problem::new(Code::Internal, "the row was not answered"));
+            let unanswered =
+                || Err(Problem::new(Code::Internal, "the row was not answered").caused_by("fewer decisions than rows"));
             problem.map_or_else(|| decisions.next().unwrap_or_else(unanswered), Err)
         })
     }

@@ -143,7 +143,11 @@ async fn what_is_not_legal_is_told_with_what_is() {
     stage(&service, "1.1.0").await;
     let steps = json!([{"exposure": "canary", "share": 0.5, "bake_secs": 1}, {"exposure": "canary", "share": 0.1, "bake_secs": 1}]);
     let answer = act(&service, "start", json!({"steps": steps})).await;
-    assert_eq!(answer.json()["errors"][0]["pointer"], "/steps/1", "{}", answer.text);
+    let wrong = &answer.json()["errors"][0];
+    assert_eq!(
+        (&wrong["pointer"], &wrong["expected"]),
+        (&json!("/steps/1"), &json!("more exposure than the step before"))
+    );
     let answer = service.post_admin("/v1/slots/telco-churn/promote", &[], &json!({"by": " "})).await;
     assert_eq!(answer.json()["errors"][0]["pointer"], "/by");
 }

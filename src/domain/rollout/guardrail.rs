@@ -70,7 +70,7 @@ impl Limits {
         Duration::try_from_secs_f64(self.latency_max_us(usual_us) / 1e6).unwrap_or(Duration::MAX)
     }
 
-    /// Every value that is out of its range, as (name, sentence).
+    /// Every value that is out of its range, as (name, what is expected).
     pub fn problems(&self) -> Vec<(&'static str, String)> {
         let mut problems = Vec::new();
         for (name, value, min, max) in [
@@ -87,7 +87,7 @@ impl Limits {
         ] {
             // Written so that NaN is out of every range.
             if !(value >= min && value <= max) {
-                problems.push((name, format!("expected {min} to {max}")));
+                problems.push((name, format!("{min} to {max}")));
             }
         }
         problems

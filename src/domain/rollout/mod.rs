@@ -49,31 +49,31 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Every value that is out of its range, as (JSON pointer, sentence).
+    /// Every value that is out of its range, as (JSON pointer, what is expected).
     pub fn problems(&self) -> Vec<(String, String)> {
         let mut problems = Vec::new();
         if !(1..=STEPS_MAX).contains(&self.steps.len()) {
-            problems.push(("/steps".to_owned(), format!("expected 1 to {STEPS_MAX} steps")));
+            problems.push(("/steps".to_owned(), format!("1 to {STEPS_MAX} steps")));
         }
         for (at, step) in self.steps.iter().enumerate() {
             if !(step.share > 0.0 && step.share <= 1.0) {
-                problems.push((format!("/steps/{at}/share"), "expected over 0, to 1".to_owned()));
+                problems.push((format!("/steps/{at}/share"), "over 0, to 1".to_owned()));
             }
             if step.bake_secs > 366 * 86_400 {
-                problems.push((format!("/steps/{at}/bake_secs"), "expected at most a year".to_owned()));
+                problems.push((format!("/steps/{at}/bake_secs"), "at most a year".to_owned()));
             }
             let before = at.checked_sub(1).map(|before| self.steps[before]);
             let alone = step.exposure == Exposure::Canary && step.share == 1.0;
             if alone && before.is_none_or(|before| before.exposure == Exposure::Shadow) {
                 // A champion without customers is nothing to compare with.
-                let text = "expected a canary of less than all customers before one of all";
+                let text = "a canary of less than all customers before one of all";
                 problems.push((format!("/steps/{at}/share"), text.to_owned()));
             }
             if let Some(before) = before {
                 let back = before.exposure == Exposure::Canary && step.exposure == Exposure::Shadow;
                 if back || (before.exposure == step.exposure && step.share <= before.share) {
                     // A share that shrinks would take customers back and forth between two models.
-                    problems.push((format!("/steps/{at}"), "expected more exposure than the step before".to_owned()));
+                    problems.push((format!("/steps/{at}"), "more exposure than the step before".to_owned()));
                 }
             }
         }
