@@ -268,7 +268,8 @@ impl Engine {
     fn others(&self, but: &Deck) -> Result<Vec<Experiment>, Error> {
         let mut others = Vec::new();
         for deck in self.decks.iter().filter(|deck| deck.name != but.name) {
-            others.extend(self.hold(deck)?.experiments.all().iter().map(|known| known.experiment.clone()));
+            let held = self.hold_experiments(deck)?;
+            others.extend(held.experiments.all().iter().map(|known| known.experiment.clone()));
         }
         Ok(others)
     }

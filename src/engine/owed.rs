@@ -71,6 +71,16 @@ impl Engine {
         if held.late.is_some() { Err(Error::Late) } else { Ok(held) }
     }
 
+    /// The same for whoever only looks at experiments: late slots do not change them.
+    ///
+    /// Errors: [`Error::Late`].
+    pub(super) fn hold_experiments<'d>(&self, deck: &'d Deck) -> Result<MutexGuard<'d, Held>, Error> {
+        let mut held = deck.held();
+        self.settle(deck, &mut held);
+        let is_late = held.late.as_ref().is_some_and(|late| matches!(late.outcome, Outcome::Experiments(..)));
+        if is_late { Err(Error::Late) } else { Ok(held) }
+    }
+
     /// Journals a change behind what is owed, if there is a ledger, and then puts its `outcome` into force: how long the store took.
     ///
     /// Errors: whatever keeps it from being written; then nothing has changed. [`Error::Late`]: it may be in force soon all the same.

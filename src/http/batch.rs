@@ -271,9 +271,8 @@ impl Job {
     /// reader that is slow slows its own sender and nothing grows.
     fn stream(self, body: Body, deadline: Deadline) -> Result<Body, Problem> {
         let lines = Lines::new(Incoming::new(self.shared.intake.clone(), body)?);
-        let answers = stream::unfold(Some((self, lines, None)), move |state| async move {
-            let (job, mut lines, taken) = state?;
-            drop(taken);
+        let answers = stream::unfold(Some((self, lines)), move |state| async move {
+            let (job, mut lines) = state?;
             let answered = match deadline.within(lines.next(&job.shared.limits)).await {
                 Ok(None) => return None,
                 Ok(Some(chunk)) => job.chunk(chunk, deadline).await,
@@ -281,8 +280,8 @@ impl Job {
             };
             match answered {
                 Ok(text) => {
-                    let held = job.shared.answering(text.len());
-                    Some((text, Some((job, lines, held))))
+                    let text = job.shared.answering(text);
+                    Some((text, Some((job, lines))))
                 }
                 // The last line of an answer that has begun and cannot go on.
                 Err(problem) => {

@@ -132,7 +132,7 @@ pub(super) async fn whole(
 
 /// Who works on what has come in has one of `limits.batches_max` places until that is done, and nobody has one while more comes.
 impl Shared {
-    /// A place for long work, if one is free.
+    /// A place for the long work of one customer, if one is free and nobody waits: a caller of one does not stand in line behind batches.
     pub(super) fn long_work(&self) -> Result<OwnedSemaphorePermit, Problem> {
         self.batches.clone().try_acquire_owned().map_err(|_| busy())
     }
@@ -155,10 +155,27 @@ impl Shared {
         if self.intake.available_permits() == 0 { Err(full()) } else { Ok(turn) }
     }
 
-    /// What an answer of so many `bytes` counts for, until its caller has taken it: as much as there is, since what is on record is answered.
-    pub(super) fn answering(&self, bytes: usize) -> Held {
-        let bytes = u32::try_from(bytes.min(self.intake.available_permits())).ok()?;
-        self.intake.clone().try_acquire_many_owned(bytes).ok()
+    /// The answer `text` of a part of a stream, which counts until nobody has it any more, also while it waits to be sent: for as much as there is
+    /// beside a whole body, since what is on record is answered, and one slow reader is not to keep all others out.
+    pub(super) fn answering(&self, text: Bytes) -> Bytes {
+        let spare = self.intake.available_permits().saturating_sub(self.limits.batch_body_bytes_max);
+        let bytes = u32::try_from(text.len().min(spare)).unwrap_or(u32::MAX);
+        match self.intake.clone().try_acquire_many_owned(bytes) {
+            Ok(held) => Bytes::from_owner(Answer { text, _held: held }),
+            Err(_) => text,
+        }
+    }
+}
+
+/// An answer, with what it counts for.
+struct Answer {
+    text: Bytes,
+    _held: OwnedSemaphorePermit,
+}
+
+impl AsRef<[u8]> for Answer {
+    fn as_ref(&self) -> &[u8] {
+        &self.text
     }
 }
 

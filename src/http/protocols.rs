@@ -93,7 +93,7 @@ impl Protocols {
     }
 }
 
-/// `service`, with every request counted among `streams` until its answer has been taken over, or nobody wants it any more.
+/// `service`, with every request counted among `streams` until its answer has been sent, or nobody wants it any more.
 fn counted(
     streams: Arc<Streams>,
     service: TowerToHyperService<Router>,
@@ -104,9 +104,9 @@ fn counted(
     Future = impl Future<Output = Result<Response<Answer>, Infallible>> + Send + 'static,
 > {
     service_fn(move |request| {
-        let open = Open::new(&streams);
+        let open = Arc::new(Open::new(&streams));
         let answer = service.call(request);
-        async move { Ok(answer.await?.map(|body| Answer { body, _open: open })) }
+        async move { Ok(answer.await?.map(|body| Answer { body, open })) }
     })
 }
 
@@ -157,10 +157,22 @@ impl Drop for Open {
     }
 }
 
-/// The body of an answer. While it is there its stream is open.
+/// The body of an answer. While it is there, or anything of it waits to be sent, its stream is open.
 struct Answer {
     body: Body,
-    _open: Open,
+    open: Arc<Open>,
+}
+
+/// A part of an answer, which hyper keeps until the caller takes it.
+struct Part {
+    bytes: Bytes,
+    _open: Arc<Open>,
+}
+
+impl AsRef<[u8]> for Part {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
 }
 
 impl hyper::body::Body for Answer {
@@ -171,7 +183,9 @@ impl hyper::body::Body for Answer {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        let part = |bytes| Bytes::from_owner(Part { bytes, _open: self.open.clone() });
+        polled.map(|frame| frame.map(|frame| frame.map(|frame| frame.map_data(part))))
     }
 
     fn is_end_stream(&self) -> bool {

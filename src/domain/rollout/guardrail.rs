@@ -437,12 +437,12 @@ pub(in crate::domain) mod tests {
     fn failures_are_found_without_a_champion_to_compare_with() {
         let mut erring = usual(3_000);
         erring.failed = 84;
-        let failed = |is_alone, champion| {
-            failed(&judge(&limits(), is_alone, &RateTest::default(), champion, &erring)).contains(&"error_rate")
-        };
-        assert!(failed(false, &usual(2_000)) && failed(true, &usual(0)));
+        for (is_alone, champion) in [(false, usual(2_000)), (true, usual(0))] {
+            let readings = judge(&limits(), is_alone, &RateTest::default(), &champion, &erring);
+            assert_eq!(failed(&readings), ["error_rate"]);
+        }
         // The first customers of a step may all be the challenger's.
-        assert!(!failed(false, &usual(0)));
+        assert!(failed(&judge(&limits(), false, &RateTest::default(), &usual(0), &erring)).is_empty());
     }
 
     type Drawn = fn(&mut fastrand::Rng) -> f64;
@@ -483,7 +483,7 @@ pub(in crate::domain) mod tests {
                 errors.add(own_failed, usual_failed, own as f64 / (usual + own) as f64);
                 before = now;
             }
-            let reading = error_rate(&limits, &errors, &arms[0], &arms[1]);
+            let reading = error_rate(&limits, false, &errors, &arms[0], &arms[1]);
             if reading.verdict == Verdict::Fail {
                 return Verdict::Fail;
             }

@@ -17,7 +17,7 @@ use futures_util::{FutureExt, stream};
 
 use super::batch::Job;
 use super::deadline::{Caller, Deadline};
-use super::incoming::{Held, Incoming};
+use super::incoming::Incoming;
 use super::layers::Timing;
 use super::lines::row_too_large;
 use super::problem::{Code, Problem};
@@ -45,11 +45,9 @@ pub(super) async fn stream(job: Job, headers: &HeaderMap, body: Body, deadline: 
     let columns = Columns::new(decoder.schema(), job.serving.model.card()).map_err(Problem::invalid)?;
     let answers = Answers::new().map_err(|error| malformed(&error))?;
     let work = Work { decoder, columns: Arc::new(columns), answers };
-    let state = State { job, messages, work, held: None };
+    let state = State { job, messages, work };
     Ok(Body::from_stream(stream::unfold(Some(state), move |state| async move {
         let mut state = state?;
-        // The answer before was taken.
-        state.held = None;
         let next = async {
             let Some(message) = state.messages.next(&state.job.shared.limits).await? else { return Ok(None) };
             Ok(Some((message, state.job.shared.turn_in_stream().await?)))
@@ -74,8 +72,7 @@ pub(super) async fn stream(job: Job, headers: &HeaderMap, body: Body, deadline: 
                 state.work = work;
                 match answered {
                     Ok(text) => {
-                        state.held = state.job.shared.answering(text.len());
-                        return Some((Ok(text), Some(state)));
+                        return Some((Ok(state.job.shared.answering(text)), Some(state)));
                     }
                     Err(problem) => Some(problem),
                 }
@@ -100,8 +97,6 @@ struct State {
     job: Job,
     messages: Messages,
     work: Work,
-    /// What the answer counts for that is not yet taken.
-    held: Held,
 }
 
 /// What messages are answered with, on the threads for long work.
