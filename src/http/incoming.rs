@@ -14,6 +14,7 @@ use tokio::time::timeout;
 
 use super::deadline::Deadline;
 use super::problem::{Code, Problem};
+use super::protocols::guarded;
 use super::{Limits, Shared, extract};
 
 /// What an open body counts for beside its bytes, for what its connection holds: so their number is bounded too.
@@ -161,21 +162,9 @@ impl Shared {
         let spare = self.intake.available_permits().saturating_sub(self.limits.batch_body_bytes_max);
         let bytes = u32::try_from(text.len().min(spare)).unwrap_or(u32::MAX);
         match self.intake.clone().try_acquire_many_owned(bytes) {
-            Ok(held) => Bytes::from_owner(Answer { text, _held: held }),
+            Ok(held) => guarded(text, held),
             Err(_) => text,
         }
-    }
-}
-
-/// An answer, with what it counts for.
-struct Answer {
-    text: Bytes,
-    _held: OwnedSemaphorePermit,
-}
-
-impl AsRef<[u8]> for Answer {
-    fn as_ref(&self) -> &[u8] {
-        &self.text
     }
 }
 

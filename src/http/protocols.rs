@@ -163,13 +163,17 @@ struct Answer {
     open: Arc<Open>,
 }
 
-/// A part of an answer, which hyper keeps until the caller takes it.
-struct Part {
-    bytes: Bytes,
-    _open: Arc<Open>,
+/// `bytes` of an answer with a `guard` that lives as long as they do: hyper keeps them until the caller has taken them.
+pub(super) fn guarded(bytes: Bytes, guard: impl Send + 'static) -> Bytes {
+    Bytes::from_owner(Guarded { bytes, _guard: guard })
 }
 
-impl AsRef<[u8]> for Part {
+struct Guarded<G> {
+    bytes: Bytes,
+    _guard: G,
+}
+
+impl<G> AsRef<[u8]> for Guarded<G> {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
     }
@@ -184,8 +188,8 @@ impl hyper::body::Body for Answer {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         let polled = Pin::new(&mut self.body).poll_frame(cx);
-        let part = |bytes| Bytes::from_owner(Part { bytes, _open: self.open.clone() });
-        polled.map(|frame| frame.map(|frame| frame.map(|frame| frame.map_data(part))))
+        let counted = |bytes| guarded(bytes, self.open.clone());
+        polled.map(|frame| frame.map(|frame| frame.map(|frame| frame.map_data(counted))))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -194,5 +198,32 @@ impl hyper::body::Body for Answer {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use hyper::body::Body as _;
+
+    use super::*;
+
+    /// hyper lets the body go once it has the last of it, which may be long before the caller has it.
+    #[test]
+    fn a_stream_is_open_until_its_answer_was_taken() {
+        let streams = Arc::new(Streams::new());
+        let is_open = || streams.open.load(Ordering::Relaxed) == 1;
+        let mut answer = Answer { body: Body::from("a decision"), open: Arc::new(Open::new(&streams)) };
+        let polled = Pin::new(&mut answer).poll_frame(&mut Context::from_waker(Waker::noop()));
+        drop(answer);
+        let Poll::Ready(Some(Ok(frame))) = polled else { panic!("no frame") };
+        assert!(is_open());
+        let bytes = frame.into_data().expect("data");
+        let rest = bytes.slice(2..);
+        drop(bytes);
+        assert!(is_open() && rest == "decision", "as long as any of it waits");
+        drop(rest);
+        assert!(!is_open());
     }
 }
